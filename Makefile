@@ -1,0 +1,51 @@
+# Every target makes the environment it needs, once. `make help` lists them.
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+UNFINISHED := .venv/.unfinished
+PYTEST := $(PYTHON) -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint parity faults benchmark clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED) ## create .venv and install requirements.lock
+	@echo "The environment is ready: .venv"
+
+demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (5 minutes on 2 cores)
+	@$(PYTHON) -m tools.demo
+
+test: $(INSTALLED) ## run the tests, but for the slow, parity and faults ones
+	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not parity and not faults"
+
+lint: $(INSTALLED) ## check style and format
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+parity: $(INSTALLED) ## compare with published weights and other implementations
+	@$(PYTEST) -rs -m parity
+
+faults: $(INSTALLED) ## kill runs, fill disks and break files, and see nothing lost
+	@$(PYTEST) -rs -m faults
+
+benchmark: $(INSTALLED) ## measure the speed of training and sampling
+	@$(PYTHON) -m tools.benchmark
+
+clean: ## remove .venv and the caches; runs/ stays
+	@rm -rf .venv .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# UNFINISHED marks an installation that was cut short; the next `make` then starts from nothing.
+$(INSTALLED): requirements.lock
+	@if [ -e $(UNFINISHED) ] || ! [ -x $(PYTHON) ]; then \
+	  python=$$(for name in python3.11 python3; do \
+	    $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	      2>/dev/null && echo $$name && break; done) \
+	  || { echo "error: Python 3.11, 3.12 or 3.13 is needed; install python3.11" >&2; exit 2; }; \
+	  rm -rf .venv && mkdir .venv && touch $(UNFINISHED) && $$python -m venv .venv; \
+	fi
+	@touch $(UNFINISHED)
+	@echo "Installing requirements.lock into .venv (once, some minutes) ..."
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -r requirements.lock
+	@rm $(UNFINISHED) && touch $@

@@ -1,0 +1,195 @@
+"""Claims about the house: who may import whom, what is installed, what lies where."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "igpt_tf"
+LONGEST_FILE = 350  # lines
+
+# The rooms of igpt_tf and what each may import of the others, besides itself.
+LEAVES = {"config", "errors", "program"}
+EVERYTHING = LEAVES | {
+    "convert",
+    "data",
+    "downstream",
+    "export",
+    "model",
+    "objectives",
+    "palette",
+    "sampling",
+    "training",
+}
+ROOMS = {
+    "__init__": set(),
+    "main": LEAVES | {"training"},
+    "config": {"errors"},
+    "errors": set(),
+    "program": {"errors"},
+    "palette": {"errors"},
+    "data": {"errors", "palette"},
+    "model": {"errors"},
+    "objectives": {"errors"},
+    "training": EVERYTHING - {"downstream", "export", "convert"},
+    "sampling": {"model", "palette", "errors"},
+    "downstream": {"data", "model", "objectives", "training", "export", "palette", "errors"},
+    "export": {"model", "sampling", "palette", "data", "errors"},
+    "convert": {"model", "export", "palette", "errors"},
+}
+# Single files that may do more than their room.
+DOORS = {"training/train.py": {"export"}}
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Full dotted names of all that a file imports, wherever in it: `from a import b` is a.b."""
+    package = path.parent.relative_to(ROOT).parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, node.module) if node.module else base
+            yield from (".".join((*module, alias.name)) for alias in node.names)
+
+
+def _room_of(path: Path) -> str:
+    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def _library_imports() -> list[tuple[Path, str]]:
+    """(file, imported name) pairs of the library; never empty."""
+    pairs = [(path, name) for path in sorted(LIBRARY.rglob("*.py")) for name in _imports(path)]
+    assert pairs
+    return pairs
+
+
+def _outside(path: Path) -> set[str]:
+    """Top-level packages a file imports that are neither Python's nor this repository's."""
+    ours = {"igpt_tf", "tools", "tests"} | sys.stdlib_module_names
+    return {name.split(".")[0] for name in _imports(path)} - ours
+
+
+def _requirements(name: str) -> dict[str, Requirement]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    parsed = map(Requirement, filter(None, lines))
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+def _unnamed_imports(folders: tuple[str, ...], named: set[str]) -> list[str]:
+    """Imports under `folders` that no named requirement provides."""
+    providers = importlib.metadata.packages_distributions()
+    return [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for module in sorted(_outside(path))
+        if named.isdisjoint(map(canonicalize_name, providers.get(module, [])))
+    ]
+
+
+def _tracked_texts() -> dict[str, str]:
+    """Path -> content of every text file that git tracks or would track."""
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
+    options = ["--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command + options, cwd=ROOT, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this copy is not a git checkout")
+    texts = {}
+    for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
+        try:
+            texts[name] = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            continue  # a picture, or deleted but not yet committed
+    assert texts
+    return texts
+
+
+def test_no_python_file_lies_in_gin():
+    assert not list((ROOT / "gin").rglob("*.py"))
+
+
+def test_every_room_has_a_line_in_the_table():
+    assert {_room_of(path) for path in LIBRARY.rglob("*.py")} <= ROOMS.keys()
+
+
+def test_rooms_import_only_what_the_table_allows():
+    wrong = []
+    for path, name in _library_imports():
+        room, (package, *inner) = _room_of(path), name.split(".")
+        allowed = ROOMS[room] | DOORS.get(str(path.relative_to(LIBRARY)), set()) | {room}
+        if package == "igpt_tf" and inner and inner[0] in ROOMS and inner[0] not in allowed:
+            wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_the_library_knows_neither_its_tools_nor_its_tests():
+    wrong = [pair for pair in _library_imports() if pair[1].split(".")[0] in {"tools", "tests"}]
+    assert not wrong
+
+
+def test_export_takes_only_the_description_of_the_data():
+    names = [name for path, name in _library_imports() if _room_of(path) == "export"]
+    from_data = {name for name in names if name.startswith("igpt_tf.data")}
+    assert {name for name in from_data if not name.endswith((".Source", "description"))} == set()
+
+
+def test_the_model_room_imports_keras_only_never_tensorflow():
+    files = list((LIBRARY / "model").rglob("*.py"))
+    assert files
+    assert set().union(*map(_outside, files)) <= {"keras", "gin"}
+
+
+def test_every_direct_import_is_named_in_the_requirements():
+    named = set(_requirements("requirements.txt"))
+    assert not _unnamed_imports(("igpt_tf", "tools"), named)
+    assert not _unnamed_imports(("tests",), named | set(_requirements("requirements-dev.txt")))
+
+
+def test_every_requirement_has_a_lower_and_an_upper_bound():
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for requirement in _requirements(file).values():
+            operators = {specifier.operator for specifier in requirement.specifier}
+            assert operators == {">=", "<"}, requirement
+
+
+def test_the_lock_pins_one_version_within_the_bounds_of_every_requirement():
+    lock = _requirements("requirements.lock")
+    pins = {name: list(requirement.specifier) for name, requirement in lock.items()}
+    assert all([one.operator for one in pin] == ["=="] for pin in pins.values())
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for name, requirement in _requirements(file).items():
+            assert name in pins, f"{name} is not in requirements.lock"
+            assert requirement.specifier.contains(pins[name][0].version), requirement
+
+
+def test_the_lock_also_pins_what_the_requirements_require():
+    lock = _requirements("requirements.lock")
+    for name in lock:
+        for needed in map(Requirement, importlib.metadata.requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in lock, f"{name} requires {needed}"
+
+
+def test_the_lock_names_no_package_index():
+    assert not re.search(r"^\s*-|://", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+
+
+def test_no_file_is_longer_than_350_lines():
+    lengths = {name: len(text.splitlines()) for name, text in _tracked_texts().items()}
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
+
+
+def test_no_tracked_text_mentions_a_path_of_the_authors_machines():
+    private = re.compile(r"(?<!\w)/[w]ork\b|[.][.]/[s]hared\b")
+    assert [name for name, text in _tracked_texts().items() if private.search(text)] == []
