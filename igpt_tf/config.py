@@ -1,0 +1,70 @@
+"""Configuration: gin files and bindings, parsed strictly, and the text that repeats a run."""
+
+import os
+
+import gin
+from absl import flags
+
+from igpt_tf.errors import InputError
+
+flags.DEFINE_multi_string("gin_file", [], "A gin file; may be repeated.")
+flags.DEFINE_multi_string(
+    "gin_param", [], "A gin binding such as 'train.num_steps=100'; may be repeated."
+)
+
+
+def parse_flags() -> None:
+    """Parses what `--gin_file` and `--gin_param` name. Raises: InputError."""
+    parse(flags.FLAGS.gin_file, flags.FLAGS.gin_param)
+
+
+def parse(gin_files: list[str], gin_params: list[str]) -> None:
+    """Parses gin files, then single bindings, which win.
+
+    Raises:
+        InputError: A file is missing, a name is misspelt or a value does not parse.
+    """
+    for path in gin_files:
+        if not os.path.isfile(path):
+            raise InputError(f"the gin file does not exist. Received: --gin_file={path}")
+    try:
+        gin.parse_config_files_and_bindings(gin_files, gin_params, finalize_config=True)
+    except (ValueError, SyntaxError, TypeError, OSError, ImportError, AttributeError) as error:
+        # gin appends the position over several lines; the first says what is wrong.
+        raise InputError(f"the gin configuration does not parse: {_one_line(error)}") from None
+
+
+def refuse_unread_bindings() -> None:
+    """Stops on bindings that nothing has read, which gin itself passes over in silence.
+
+    Call it once every collaborator is built.
+
+    Raises:
+        InputError: Names the unread bindings.
+    """
+    unread = sorted(_bindings(gin.config_str()) - _bindings(gin.operative_config_str()))
+    if unread:
+        raise InputError(
+            f"no part of this program reads {', '.join(unread)}; "
+            "remove the binding or mend its name"
+        )
+
+
+def operative_text() -> str:
+    """The configuration in force, defaults included, as gin text that repeats the run."""
+    return gin.operative_config_str()
+
+
+def operative_markdown() -> str:
+    """`operative_text` for TensorBoard's text tab."""
+    return gin.markdown(gin.operative_config_str())
+
+
+def _bindings(text: str) -> set[str]:
+    """The left-hand sides of a configuration's bindings: {'train.num_steps', ...}."""
+    lines = (line for line in text.splitlines() if not line.startswith(("#", " ", "\t")))
+    return {line.split("=")[0].strip() for line in lines if "=" in line}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

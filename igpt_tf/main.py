@@ -1,0 +1,26 @@
+"""Pretrains Image GPT: `python -m igpt_tf.main --gin_file=gin/runs/NAME.gin --workdir=DIR`."""
+
+from absl import flags
+
+from igpt_tf import config, program
+
+flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
+flags.DEFINE_bool("dry_run", False, "Build everything, print the plan, train nothing.")
+
+
+def main() -> None:
+    """Flags -> configuration -> `train`."""
+    program.require_flags("gin_file")
+    if not flags.FLAGS.dry_run:
+        program.require_flags("workdir")
+
+    # Imported late: a mistyped flag is answered at once, without waiting for TensorFlow.
+    program.import_tensorflow()
+    from igpt_tf.training.train import train
+
+    config.parse_flags()
+    train(workdir=flags.FLAGS.workdir, dry_run=flags.FLAGS.dry_run)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,65 @@
+"""One transformer block: pre-norm attention, then pre-norm MLP."""
+
+import keras
+from keras import ops
+
+from igpt_tf.model.attention import SelfAttention
+
+NORM_EPSILON = 1e-5
+MLP_STDDEV = 0.02
+
+
+def rms_norm(name: str) -> keras.layers.Layer:
+    """x * rsqrt(mean(x^2) + 1e-5) * g: no centring, no bias."""
+    return keras.layers.RMSNormalization(epsilon=NORM_EPSILON, name=name)
+
+
+def quick_gelu(x):
+    """The paper's approximation of GELU: x * sigmoid(1.702 x)."""
+    return x * ops.sigmoid(1.702 * x)
+
+
+class MLP(keras.layers.Layer):
+    """D -> 4D -> D with quick GELU and without biases."""
+
+    def build(self, input_shape):
+        dim = input_shape[-1]
+        normal = keras.initializers.RandomNormal
+        self.input_kernel = self.add_weight(
+            name="input_kernel", shape=(dim, 4 * dim), initializer=normal(stddev=MLP_STDDEV)
+        )
+        self.output_kernel = self.add_weight(
+            name="output_kernel", shape=(4 * dim, dim), initializer=normal(stddev=MLP_STDDEV)
+        )
+
+    def call(self, x):
+        """float[B,T,D] -> float[B,T,D]."""
+        return ops.matmul(quick_gelu(ops.matmul(x, self.input_kernel)), self.output_kernel)
+
+
+class Block(keras.layers.Layer):
+    """h -> a = h + attention(norm(h)) -> a + mlp(norm(a)).
+
+    Args:
+        num_heads: Attention heads.
+        num_layers: Depth L of the whole network, for the initial scale.
+        causal: Whether attention sees the past only.
+
+    Source: paper, section 2.3; openai/image-gpt `src/model.py`, `block`.
+    """
+
+    def __init__(self, num_heads: int, num_layers: int, causal: bool, **kwargs):
+        super().__init__(**kwargs)
+        self.attention_norm = rms_norm("attention_norm")
+        self.attention = SelfAttention(num_heads, num_layers, causal, name="attention")
+        self.mlp_norm = rms_norm("mlp_norm")
+        self.mlp = MLP(name="mlp")
+
+    def build(self, input_shape):
+        for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
+            layer.build(input_shape)
+
+    def call(self, h):
+        """float[B,T,D] -> float[B,T,D]."""
+        h = h + self.attention(self.attention_norm(h))
+        return h + self.mlp(self.mlp_norm(h))

@@ -1,0 +1,233 @@
+"""The palette: RGB images to tokens and back.
+
+Distances are taken in 32-bit fixed point (1/4096 of an intensity level). Integers add up the same
+on every device, so the host's colour table and the device's arithmetic give identical tokens, and
+the resolution is finer than float32 arithmetic on [-1, 1] would be.
+"""
+
+import functools
+import hashlib
+import os
+
+import gin
+import numpy as np
+
+from igpt_tf.errors import InputError
+
+_FRACTION_BITS = 12
+_CELL = 8  # the colour table is filled in cubes of 8 x 8 x 8 colours
+_CHUNK = 2**22  # elements of the largest temporary while filling the table
+
+
+class Palette:
+    """An ordered set of colours; a token is the row of the nearest one.
+
+    Args:
+        centroids: float32[V,3], RGB scaled to [-1, 1].
+
+    Attributes:
+        centroids: float32[V,3].
+        fingerprint: Hex digest of the centroids.
+
+    Raises:
+        InputError: The array is not [V,3], not finite or outside [-1, 1].
+
+    Source: paper, section 3.2 (nearest centre, squared Euclidean distance, lowest index on a tie).
+    """
+
+    def __init__(self, centroids: np.ndarray):
+        centroids = np.asarray(centroids)
+        if centroids.ndim != 2 or centroids.shape[1] != 3 or not 1 <= len(centroids) <= 2**15:
+            raise InputError(
+                f"a palette is an array [colours, 3]. Received: shape={centroids.shape}"
+            )
+        if centroids.dtype.kind != "f" or not np.all(np.abs(centroids) <= 1.001):
+            raise InputError(
+                "a palette's colours are floats in [-1, 1] (x / 127.5 - 1). "
+                f"Received: dtype={centroids.dtype}, largest={np.abs(centroids).max():.4g}"
+            )
+        self.centroids = np.ascontiguousarray(centroids, "<f4")
+        self.fingerprint = hashlib.sha256(self.centroids.tobytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    @classmethod
+    def load(cls, path: str) -> "Palette":
+        """Reads a `.npy` file, float32[V,3] in [-1, 1]. Raises: InputError."""
+        if not os.path.isfile(path):
+            raise InputError(
+                "the palette file does not exist; fit one with tools.fit_palette or fetch "
+                f"OpenAI's (README, Palettes). Received: path={path}"
+            )
+        try:
+            return cls(np.load(path, allow_pickle=False))
+        except InputError as error:
+            raise InputError(f"{error}, path={path}") from None
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(f"not a palette file ({error}). Received: path={path}") from None
+
+    @classmethod
+    def grey(cls, num_levels: int) -> "Palette":
+        """`num_levels` greys, evenly spaced from black to white."""
+        levels = np.linspace(-1, 1, num_levels, dtype="float32")
+        return cls(np.repeat(levels[:, None], 3, axis=1))
+
+    @classmethod
+    def fit(cls, images: np.ndarray, num_colours: int, seed: int = 0) -> "Palette":
+        """k-means over the pixels.
+
+        Args:
+            images: uint8[N,H,W,3].
+            num_colours: V.
+            seed: Fixes the result.
+
+        Returns:
+            A palette without unused centres, sorted by brightness.
+
+        Raises:
+            InputError: The images hold fewer than `num_colours` different colours.
+        """
+        from sklearn.cluster import MiniBatchKMeans
+
+        colours, counts = np.unique(images.reshape(-1, 3), axis=0, return_counts=True)
+        if len(colours) < num_colours:
+            raise InputError(
+                f"the images hold only {len(colours)} different colours; lower num_colours. "
+                f"Received: num_colours={num_colours}"
+            )
+        points = (colours / 127.5 - 1).astype("float32")
+        kmeans = MiniBatchKMeans(
+            num_colours, random_state=seed, batch_size=4096, n_init=1, reassignment_ratio=0.01
+        ).fit(points, sample_weight=counts)
+        centroids = _reseed_empty(kmeans.cluster_centers_, points, counts)
+        return cls(centroids[np.argsort(centroids.sum(axis=1), kind="stable")])
+
+    def save(self, path: str) -> None:
+        """Writes the centroids as `.npy`, float32[V,3]."""
+        np.save(path, self.centroids, allow_pickle=False)
+
+    @property
+    def colours(self) -> np.ndarray:
+        """uint8[V,3]: the colour each token is shown in."""
+        return np.clip(np.rint(127.5 * (self.centroids + 1)), 0, 255).astype("uint8")
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """uint8[B,H,W,3] -> tokens int32[B,T], T = H * W in raster order, by the colour table."""
+        _check_images(images)
+        red, green, blue = np.moveaxis(images.astype("int32"), -1, 0)
+        tokens = self.table[red << 16 | green << 8 | blue]
+        return tokens.reshape(len(images), -1).astype("int32")
+
+    def decode(self, tokens: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+        """tokens int[B,T] -> uint8[B,H,W,3]."""
+        return self.colours[tokens].reshape(len(tokens), *image_size, 3)
+
+    def encode_tensor(self, images):
+        """`encode` in tensor operations, for use inside a jitted step; the same tokens."""
+        from keras import ops
+
+        colours, offsets = self._fixed_point
+        pixels = ops.cast(ops.reshape(images, (-1, images.shape[1] * images.shape[2], 3)), "int32")
+        red, green, blue = (pixels[..., i, None] for i in range(3))
+        nearness = red * colours[:, 0] + green * colours[:, 1] + blue * colours[:, 2] - offsets
+        return ops.cast(ops.argmax(nearness, axis=-1), "int32")
+
+    def decode_tensor(self, tokens, image_size: tuple[int, int]):
+        """`decode` in tensor operations."""
+        from keras import ops
+
+        return ops.reshape(ops.take(self.colours, tokens, axis=0), (-1, *image_size, 3))
+
+    @functools.cached_property
+    def _fixed_point(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32[V,3] centroids c and int32[V] offsets |c|^2 / 2; argmax of x.c - offset is nearest.
+
+        Everything is below 2^31: x.c <= 3 * 255 * 255 * 2^12.
+        """
+        colours = np.rint((self.centroids.astype("float64") + 1) * 127.5 * 2**_FRACTION_BITS)
+        offsets = np.rint((colours**2).sum(axis=1) / 2 ** (_FRACTION_BITS + 1))
+        return colours.astype("int32"), offsets.astype("int32")
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """int16[2^24]: the token of every colour, at index red << 16 | green << 8 | blue."""
+        table = np.empty((32, _CELL) * 3, "int16")
+        candidates = self._candidates_of_cells()
+        counts = candidates.sum(axis=1)
+        order = np.argsort(counts, kind="stable")
+        start = 0
+        while start < len(order):
+            # Cells with like numbers of candidates go together, padded to the largest.
+            size = max(1, _CHUNK // (_CELL**3 * counts[order[start]]))
+            cells = order[start : start + size]
+            self._fill_cells(table, cells, candidates[cells], counts[cells].max())
+            start += size
+        return table.reshape(-1)
+
+    def _candidates_of_cells(self) -> np.ndarray:
+        """bool[32768,V]: which centroids can be nearest to some colour of each cube of the table.
+
+        A centroid whose smallest distance to the cube exceeds another's largest cannot be.
+        """
+        colours = (self.centroids.astype("float64") + 1) * 127.5
+        low = np.arange(0, 256, _CELL)[:, None]
+        high = low + _CELL - 1
+        least, most = [], []
+        for channel in colours.T:
+            least.append(np.maximum(0, np.maximum(low - channel, channel - high)) ** 2)
+            most.append(np.maximum(abs(channel - low), abs(channel - high)) ** 2)
+        least, most = (_outer_sum(*axes).reshape(-1, len(self)) for axes in (least, most))
+        return least <= most.min(axis=1, keepdims=True) + 0.01  # more than fixed point can err
+
+    def _fill_cells(self, table, cells, candidates, width) -> None:
+        """Writes the tokens of `cells` int[C]; `candidates` bool[C,V], at most `width` a cell."""
+        colours, offsets = self._fixed_point
+        # A stable sort keeps the lowest index first; the padding repeats non-candidates, harmless.
+        index = np.argsort(~candidates, axis=1, kind="stable")[:, :width]
+        index.sort(axis=1)
+        cell = np.stack(np.unravel_index(cells, (32, 32, 32)), axis=-1)
+        inside = np.stack(np.unravel_index(np.arange(_CELL**3), (_CELL,) * 3), axis=-1)
+        pixels = (cell[:, None] * _CELL + inside).astype("int32")
+        nearness = np.matmul(pixels, colours[index].transpose(0, 2, 1)) - offsets[index][:, None]
+        tokens = np.take_along_axis(index, nearness.argmax(axis=-1), axis=1)
+        red, green, blue = cell.T
+        table[red, :, green, :, blue, :] = tokens.reshape(-1, _CELL, _CELL, _CELL)
+
+
+def _outer_sum(red, green, blue):
+    """Three float[32,V] -> float[32,32,32,V]."""
+    return red[:, None, None] + green[None, :, None] + blue[None, None]
+
+
+def _reseed_empty(centroids, points, counts):
+    """Moves centres without points to the points that are worst served."""
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    for _ in range(10):
+        nearest, distance = pairwise_distances_argmin_min(points, centroids)
+        empty = np.setdiff1d(np.arange(len(centroids)), nearest)
+        if not len(empty):
+            break
+        centroids[empty] = points[np.argsort(-counts * distance**2)[: len(empty)]]
+    return centroids.clip(-1, 1).astype("float32")
+
+
+def _check_images(images) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise InputError(
+            "images are uint8[B,H,W,3]. "
+            f"Received: dtype={images.dtype}, shape={tuple(images.shape)}"
+        )
+
+
+@gin.register
+def load_palette(*, path: str) -> Palette:
+    """The palette of a `.npy` file."""
+    return Palette.load(path)
+
+
+@gin.register
+def grey_palette(*, num_levels: int) -> Palette:
+    """Evenly spaced greys."""
+    return Palette.grey(num_levels)

@@ -1,0 +1,76 @@
+"""How a program starts and ends: flags in, exit code out."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from igpt_tf.errors import InputError
+
+EXIT_INPUT = 2
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, calls `main` and turns its end into an exit code.
+
+    Exit codes: 0 done; 2 the input or configuration is wrong (one line on stderr, no traceback);
+    130 after SIGINT. Anything else is a bug and shows its traceback.
+
+    Args:
+        main: The program, called without arguments once `flags.FLAGS` is parsed.
+    """
+    try:
+        _parse_flags()
+        main()
+    except InputError as error:
+        print("error: " + _one_line(error), file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def require_flags(*names: str) -> None:
+    """Raises: InputError if one of the flags was not given."""
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise InputError(f"--{name} is missing (--help lists the flags)")
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without the notices it writes to stderr whatever its log level is."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _stderr_dropped():
+        import tensorflow  # noqa: F401
+
+
+def _parse_flags() -> None:
+    """Parses `sys.argv`. Raises: InputError on an unknown flag, a bad value or a stray argument."""
+    try:
+        rest = flags.FLAGS(sys.argv)[1:]
+    except flags.Error as error:
+        raise InputError(f"{error} (--help lists the flags)") from None
+    if rest:
+        raise InputError(f"flags start with two dashes (--help lists them). Received: {rest[0]!r}")
+
+
+def _one_line(error: InputError) -> str:
+    """The message without the call chain that gin appends on its own lines."""
+    message = str(error).split("\n  In call to configurable")[0]
+    return " ".join(message.split())
+
+
+@contextlib.contextmanager
+def _stderr_dropped():
+    """Sends file descriptor 2, where C++ libraries write, to nowhere."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
