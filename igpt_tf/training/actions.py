@@ -1,0 +1,193 @@
+"""What a run does besides its steps, each at its own period: report, evaluate, draw."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from igpt_tf import sampling
+from igpt_tf.errors import InputError
+from igpt_tf.palette import Palette
+from igpt_tf.pictures import grid, write_png
+from igpt_tf.training.checkpoints import Checkpoints
+from igpt_tf.training.summaries import Summaries
+from igpt_tf.training.trainer import Trainer
+
+
+class Report:
+    """The progress bar, the training loss and the speed.
+
+    Losses stay on the device between two reports, so that a step never waits for the host.
+
+    Args:
+        summaries: Where the numbers go.
+        batch_size: The global batch size, for images per second.
+        first_step: Steps already done.
+        num_steps: Steps at the end.
+    """
+
+    def __init__(self, summaries: Summaries, *, batch_size: int, first_step: int, num_steps: int):
+        self._summaries = summaries
+        self._batch_size = batch_size
+        self._finite_step = first_step
+        self._restart()
+        self._compiled = False
+        self._bar = tqdm(
+            initial=first_step,
+            total=num_steps,
+            unit="step",
+            desc="pretrain",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def add(self, loss: tf.Tensor, waited: float) -> None:
+        """Notes a step.
+
+        Args:
+            loss: Its loss, float32[].
+            waited: Seconds the step waited for its data.
+        """
+        self._losses.append(loss)
+        self._bar.update()
+        if self._compiled:
+            self._waited += waited
+            self._timed += 1
+        else:
+            # The first step traces and compiles; counting it would hide the speed of the rest.
+            loss.numpy()
+            self._since = time.monotonic()
+            self._compiled = True
+
+    def excluding(self, action: Callable[[int], None]) -> Callable[[int], None]:
+        """Wraps an action so that its time does not count as training time."""
+
+        def timed(step: int) -> None:
+            start = time.monotonic()
+            action(step)
+            self._since += time.monotonic() - start
+
+        return timed
+
+    def check_finite(self, step: int) -> None:
+        """Stops a run whose loss is no number any more, before a checkpoint is overwritten.
+
+        Raises:
+            InputError: Names the steps between which it happened.
+        """
+        if self._losses and not np.isfinite(self._mean_loss()):
+            raise InputError(
+                f"the loss became non-finite between steps {self._finite_step} and {step}; "
+                "the checkpoints before are kept. Start again in a new workdir with a lower "
+                "build_optimizer.learning_rate"
+            )
+        self._finite_step = step
+
+    def __call__(self, step: int) -> None:
+        """Writes the mean since the last report."""
+        self.check_finite(step)
+        nats = self._mean_loss()
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        speed = self._batch_size * self._timed / seconds
+        self._bar.set_postfix({"nats/token": f"{nats:.4f}", "images/s": f"{speed:.1f}"})
+        self._summaries.scalars(
+            step,
+            "train",
+            nats_per_token=nats,
+            images_per_second=speed,
+            data_wait=self._waited / seconds,
+        )
+        self._restart()
+
+    def _restart(self) -> None:
+        self._losses, self._waited, self._timed = [], 0.0, 0
+        self._since = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self._bar.close()
+
+    def _mean_loss(self) -> float:
+        return float(np.mean([loss.numpy() for loss in self._losses]))
+
+
+class Evaluate:
+    """The held-out loss; the best step's weights are kept.
+
+    Args:
+        trainer: Scores the batches.
+        batches: Held-out batches with weights, the same at every call.
+        checkpoints: Keeps the best.
+        summaries: Where the numbers go.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: Iterable[dict],
+        checkpoints: Checkpoints,
+        summaries: Summaries,
+    ):
+        self._trainer = trainer
+        self._batches = batches
+        self._checkpoints = checkpoints
+        self._summaries = summaries
+
+    def __call__(self, step: int) -> None:
+        nats = self._trainer.evaluate(self._batches)
+        self._summaries.scalars(step, "valid", nats_per_token=nats)
+        self._checkpoints.note_heldout(step, nats)
+
+
+class Draw:
+    """Pictures of what the model knows: samples, and completions beside their originals.
+
+    Args:
+        model: The model in training.
+        palette: Colours of the tokens.
+        originals: tokens int32[n,T] of held-out images; their top halves are completed.
+        summaries: Shows the pictures in TensorBoard.
+        path: Formats the PNG's path from the step.
+        seed: The same noise at every call, so that pictures compare.
+    """
+
+    def __init__(
+        self, model, palette: Palette, originals, summaries: Summaries, path, *, seed: int
+    ):
+        self._model = model
+        self._palette = palette
+        self._originals = tf.constant(originals)
+        self._summaries = summaries
+        self._path = path
+        self._seed = seed
+        self._sample = tf.function(sampling.sample, jit_compile=True)
+        self._complete = tf.function(sampling.complete, jit_compile=True)
+
+    def __call__(self, step: int) -> None:
+        pictures = {"completions": self._completions()}
+        if self._model.causal:
+            pictures["samples"] = self._samples()
+        for name, picture in pictures.items():
+            self._summaries.image(step, name, picture)
+        width = max(picture.shape[1] for picture in pictures.values())
+        write_png(self._path(step), np.concatenate([_widen(p, width) for p in pictures.values()]))
+
+    def _samples(self):
+        tokens = self._sample(self._model, len(self._originals), seed=self._seed)
+        return grid(self._images(tokens), columns=len(self._originals))
+
+    def _completions(self):
+        given = self._originals.shape[1] // 2
+        completed = self._complete(self._model, self._originals, given, seed=self._seed)
+        rows = np.concatenate([self._images(self._originals), self._images(completed)])
+        return grid(rows, columns=len(self._originals))
+
+    def _images(self, tokens):
+        return self._palette.decode(np.asarray(tokens), self._model.image_size)
+
+
+def _widen(picture, width):
+    """Pads a picture uint8[H,W,3] with white on the right."""
+    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)

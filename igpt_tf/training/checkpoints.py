@@ -1,0 +1,120 @@
+"""The state on disk: the newest checkpoints to resume from, and the best held-out weights."""
+
+import os
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from igpt_tf.errors import InputError
+
+_DAMAGED = (tf.errors.OpError, ValueError, AssertionError)
+
+
+class Checkpoints:
+    """Saves and restores model, optimizer, step and the best held-out step.
+
+    Files: `ckpt-STEP.*`, the newest `keep`; `best-STEP.*`, the weights of the best held-out step.
+
+    Args:
+        directory: The workdir's `checkpoints` folder.
+        model: The model, built.
+        optimizer: The optimizer, built.
+        keep: How many of the newest checkpoints stay.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        keep: int,
+    ):
+        self._step = tf.Variable(0, dtype="int64", trainable=False)
+        self._best_step = tf.Variable(0, dtype="int64", trainable=False)
+        self._best_nats = tf.Variable(float("inf"), dtype="float64", trainable=False)
+        self._state = tf.train.Checkpoint(
+            model=model,
+            optimizer=optimizer,
+            step=self._step,
+            best_step=self._best_step,
+            best_nats=self._best_nats,
+        )
+        self._newest = tf.train.CheckpointManager(
+            self._state, directory, max_to_keep=keep, checkpoint_name="ckpt"
+        )
+        self._weights = tf.train.Checkpoint(model=model)
+        # Two, because the newest checkpoint may still name the one before the last.
+        self._best = tf.train.CheckpointManager(
+            self._weights,
+            os.path.join(directory, "best"),
+            max_to_keep=2,
+            checkpoint_name="best",
+        )
+
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest held-out loss so far; 0 before the first evaluation."""
+        return int(self._best_step.numpy())
+
+    @property
+    def best_nats(self) -> float:
+        """The held-out nats per token at `best_step`."""
+        return float(self._best_nats.numpy())
+
+    def save(self, step: int) -> None:
+        """Writes `ckpt-STEP`."""
+        self._step.assign(step)
+        self._newest.save(checkpoint_number=step)
+
+    def restore_newest(self) -> int:
+        """Restores the newest whole checkpoint and returns its step; 0 if there is none.
+
+        A damaged checkpoint is named in a warning and the one before is used.
+
+        Raises:
+            InputError: There are checkpoints and all are damaged.
+        """
+        for path in reversed(self._newest.checkpoints):
+            if _restored(self._state, path):
+                return int(self._step.numpy())
+            logging.warning("checkpoint %s is damaged; trying the one before", path)
+        if self._newest.checkpoints:
+            raise InputError(
+                "every checkpoint is damaged; remove the folder to start anew. "
+                f"Received: {self._newest.directory}"
+            )
+        return 0
+
+    def note_heldout(self, step: int, nats_per_token: float) -> None:
+        """Keeps the weights as `best-STEP` if the held-out loss is the lowest so far."""
+        if nats_per_token < self.best_nats:
+            self._best_step.assign(step)
+            self._best_nats.assign(nats_per_token)
+            self._best.save(checkpoint_number=step)
+
+    def restore_best(self) -> int:
+        """Loads the best held-out weights into the model and returns their step.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        path = os.path.join(self._best.directory, f"best-{self.best_step}")
+        if not _restored(self._weights, path):
+            raise InputError(
+                "the best held-out weights are damaged; export the last with "
+                f"--gin_param='train.export=\"last\"'. Received: {path}"
+            )
+        return self.best_step
+
+
+def _restored(checkpoint: tf.train.Checkpoint, path: str) -> bool:
+    """Whether every object of `checkpoint` was restored from `path`."""
+    try:
+        status = checkpoint.restore(path)
+        status.assert_existing_objects_matched()
+        status.assert_consumed()
+    except _DAMAGED:
+        return False
+    return True

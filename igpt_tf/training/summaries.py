@@ -1,0 +1,68 @@
+"""What a run tells: TensorBoard events and `metrics.jsonl`."""
+
+import json
+import os
+
+import numpy as np
+import tensorflow as tf
+
+
+class Summaries:
+    """Writes numbers, pictures and the configuration of one run.
+
+    Args:
+        directory: The workdir's `summaries` folder; one sub-folder a split.
+        metrics_path: The workdir's `metrics.jsonl`.
+        first_step: The step the run (re)starts from; what was written for later steps is dropped,
+            because those steps are taken again.
+    """
+
+    def __init__(self, directory: str, metrics_path: str, *, first_step: int):
+        self._writers = {
+            split: tf.summary.create_file_writer(os.path.join(directory, split))
+            for split in ("train", "valid")
+        }
+        drop_after(metrics_path, first_step)
+        self._metrics = open(metrics_path, "a", buffering=1)
+
+    def scalars(self, step: int, split: str, **values: float) -> None:
+        """Writes numbers to TensorBoard and one line to `metrics.jsonl`."""
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, "split": split, **rounded}) + "\n")
+        with self._writer(split).as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self._writer(split).flush()
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows a picture uint8[H,W,3] in TensorBoard."""
+        with self._writers["valid"].as_default(step):
+            tf.summary.image(name, image[None])
+        self._writers["valid"].flush()
+
+    def text(self, name: str, markdown: str) -> None:
+        """Shows a text in TensorBoard."""
+        with self._writers["train"].as_default(0):
+            tf.summary.text(name, markdown)
+        self._writers["train"].flush()
+
+    def _writer(self, split):
+        return self._writers["train" if split == "train" else "valid"]
+
+
+def drop_after(metrics_path: str, step: int) -> None:
+    """Drops the lines of `metrics.jsonl` that are later than `step`, or cut short by a crash."""
+    if not os.path.exists(metrics_path):
+        return
+    with open(metrics_path) as file:
+        lines = [line for line in file if _step_of(line) <= step]
+    with open(metrics_path + ".part", "w") as file:
+        file.writelines(lines)
+    os.replace(metrics_path + ".part", metrics_path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

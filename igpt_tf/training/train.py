@@ -1,0 +1,226 @@
+"""`train`: the root that gin configures. It builds the parts, runs the loop, exports the result."""
+
+from collections.abc import Callable, Sequence
+
+import gin
+import keras
+import tensorflow as tf
+
+# What gin may name in a run file registers itself on import.
+import igpt_tf.objectives
+import igpt_tf.training.optimization  # noqa: F401
+from igpt_tf import config
+from igpt_tf.data import Source
+from igpt_tf.errors import InputError
+from igpt_tf.export import write as write_saved_model
+from igpt_tf.model import ImageGPT, count_parameters, outline
+from igpt_tf.palette import Palette
+from igpt_tf.training import loop, strategies
+from igpt_tf.training.actions import Draw, Evaluate, Report
+from igpt_tf.training.baselines import token_baselines
+from igpt_tf.training.checkpoints import Checkpoints
+from igpt_tf.training.feeding import Feed, subset
+from igpt_tf.training.summaries import Summaries
+from igpt_tf.training.trainer import Trainer
+from igpt_tf.training.workdir import Workdir
+
+_NUM_PICTURES = 8
+_NUM_BASELINE_IMAGES = 20_000
+
+
+@gin.configurable
+def train(
+    *,
+    workdir: str | None,
+    source: Source,
+    palette: Palette,
+    objective,
+    build_model: Callable[..., ImageGPT],
+    build_optimizer: Callable[..., keras.optimizers.Optimizer],
+    strategy: tf.distribute.Strategy,
+    num_steps: int,
+    batch_size: int,
+    seed: int = 0,
+    augmentation: Sequence[Callable] = (),
+    quantize_on: str = "auto",
+    jit_compile: bool | None = None,
+    export: str = "best",
+    log_every: int = 50,
+    evaluate_every: int = 500,
+    checkpoint_every: int = 500,
+    draw_every: int = 0,
+    keep_checkpoints: int = 3,
+    num_heldout_images: int | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Pretrains a model, or goes on with it, and exports it. Durations are optimizer steps.
+
+    Args:
+        workdir: Folder of the run. A folder with checkpoints is resumed, a finished one left.
+        source: Training and held-out images.
+        palette: Its size is the model's vocabulary.
+        objective: `Autoregressive` or `Masked`.
+        build_model: Called with image_size and causal.
+        build_optimizer: Called with num_steps and steps_per_epoch.
+        strategy: Where to run.
+        num_steps: Length of the run.
+        batch_size: Global batch size in images.
+        seed: Fixes initial weights, order, augmentation and masks.
+        augmentation: Functions of (images, seeds), applied in order.
+        quantize_on: Where the palette is applied: "host", "device", or "auto", the device where
+            there is an accelerator.
+        jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
+            is an accelerator (on CPUs TensorFlow's own kernels are faster, docs/performance.md).
+        export: "best" exports the step with the lowest held-out loss, "last" the last.
+        log_every: Period of the training loss.
+        evaluate_every: Period of the held-out loss.
+        checkpoint_every: Period of the checkpoints.
+        draw_every: Period of the pictures; 0 for none.
+        keep_checkpoints: How many of the newest checkpoints stay.
+        num_heldout_images: Size of the fixed subset that periodic evaluations use; None for all.
+        dry_run: Build and check everything, print the plan, train nothing.
+
+    Raises:
+        InputError: The configuration or the data is wrong, or the loss became non-finite.
+    """
+    _check_choice("export", export, ("best", "last"))
+    strategies.check_batch_size(strategy, batch_size)
+    on_device = _quantizes_on_device(quantize_on)
+    if jit_compile is None:
+        jit_compile = strategies.has_accelerator()
+    keras.utils.set_random_seed(seed)
+
+    def new_model():
+        return build_model(image_size=source.image_size, causal=objective.causal)
+
+    plan = outline(new_model)
+    _check_vocabulary(palette, plan)
+    steps_per_epoch = -(-len(source.train) // batch_size)
+    optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    config.refuse_unread_bindings()
+    print(_describe(plan, source, num_steps, batch_size))
+    if dry_run:
+        return
+
+    folder = Workdir(workdir)
+    folder.claim(config.operative_text())
+    if folder.result():
+        print(f"this run is finished: {folder.file('result.json')}")
+        return
+    palette.save(folder.file("palette.npy"))
+
+    with strategy.scope():
+        model = new_model()
+        trainer = Trainer(
+            model, objective, optimizer, palette, batch_size=batch_size, jit_compile=jit_compile
+        )
+        checkpoints = Checkpoints(
+            folder.file("checkpoints"), model, optimizer, keep=keep_checkpoints
+        )
+    first_step = checkpoints.restore_newest()
+    summaries = Summaries(
+        folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
+    )
+    summaries.text("config", config.operative_markdown())
+    feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
+    report = Report(summaries, batch_size=batch_size, first_step=first_step, num_steps=num_steps)
+    evaluate = Evaluate(
+        trainer, feed.evaluation(subset(source.valid, num_heldout_images)), checkpoints, summaries
+    )
+    draw = Draw(
+        model,
+        palette,
+        palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
+        summaries,
+        lambda step: folder.file("samples", f"step_{step}.png"),
+        seed=seed,
+    )
+
+    def save(step):
+        report.check_finite(step)
+        checkpoints.save(step)
+
+    loop.run(
+        lambda batch, waited: report.add(trainer.train_step(batch), waited),
+        feed.training(source.train, seed=seed, first_step=first_step, augmentation=augmentation),
+        first_step=first_step,
+        num_steps=num_steps,
+        actions=[
+            loop.Periodic(log_every, report),
+            loop.Periodic(evaluate_every, report.excluding(evaluate)),
+            loop.Periodic(checkpoint_every, report.excluding(save)),
+            loop.Periodic(draw_every, report.excluding(draw)),
+        ],
+        save=save,
+    )
+    report.close()
+    step = checkpoints.restore_best() if export == "best" and evaluate_every else num_steps
+    _finish(folder, trainer, feed, source, step)
+
+
+def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step: int) -> None:
+    """Scores and exports the weights that the model holds, those of `step`; ends the run."""
+    splits = {"valid": source.valid, "test": source.test}
+    nats = {
+        name: trainer.evaluate(feed.evaluation(examples))
+        for name, examples in splits.items()
+        if examples is not None
+    }
+    model, palette = trainer.model, trainer.palette
+    write_saved_model(
+        model,
+        palette,
+        folder.file("export", str(step)),
+        objective=trainer.objective.description(),
+        data=source.description,
+        class_names=source.class_names,
+        step=step,
+        nats_per_token=nats["valid"],
+    )
+    folder.write_result(
+        {
+            "step": step,
+            "nats_per_token": nats,
+            "baselines": _baselines(source, palette),
+            "parameters": model.count_params(),
+            "export": f"export/{step}",
+        }
+    )
+    print(f"nats/token at step {step}: {nats}\nSavedModel: {folder.file('export', str(step))}")
+
+
+def _baselines(source: Source, palette: Palette) -> dict[str, float]:
+    train, heldout = (
+        palette.encode(subset(examples, _NUM_BASELINE_IMAGES).arrays()[0])
+        for examples in (source.train, source.valid)
+    )
+    return token_baselines(train, heldout, len(palette))
+
+
+def _describe(plan: ImageGPT, source: Source, num_steps: int, batch_size: int) -> str:
+    """What is about to happen, in one line."""
+    height, width = source.image_size
+    return (
+        f"{source.name}: {len(source.train):,} training and {len(source.valid):,} held-out images "
+        f"of {height}x{width}; {count_parameters(lambda: plan):,} weights, "
+        f"{plan.num_layers} layers of width {plan.hidden_dim}; {num_steps:,} steps of {batch_size}"
+    )
+
+
+def _quantizes_on_device(quantize_on: str) -> bool:
+    _check_choice("quantize_on", quantize_on, ("auto", "host", "device"))
+    return quantize_on == "device" or (quantize_on == "auto" and strategies.has_accelerator())
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"train.{name} is one of {', '.join(choices)}. Received: {value!r}")
+
+
+def _check_vocabulary(palette: Palette, plan: ImageGPT) -> None:
+    if len(palette) != plan.vocabulary_size:
+        raise InputError(
+            "the palette's size is the model's vocabulary; set build_model.vocabulary_size to "
+            f"{len(palette)} or choose another palette. "
+            f"Received: vocabulary_size={plan.vocabulary_size}, palette={len(palette)} colours"
+        )

@@ -1,0 +1,98 @@
+"""The step: what happens to one batch. It knows nothing of cadence, files or time."""
+
+from collections.abc import Iterable
+
+import keras
+import tensorflow as tf
+
+from igpt_tf.palette import Palette
+
+
+class Trainer:
+    """One optimizer step and one evaluation, on any `tf.distribute` strategy.
+
+    Build it, the model and the optimizer inside `strategy.scope()`.
+
+    Args:
+        model: An `ImageGPT`.
+        objective: `Autoregressive` or `Masked`.
+        optimizer: A Keras optimizer; its variables are created here.
+        palette: Encodes images that arrive without tokens, on the device.
+        batch_size: The global batch size.
+        jit_compile: Whether XLA compiles the forward and backward pass.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        objective,
+        optimizer: keras.optimizers.Optimizer,
+        palette: Palette,
+        *,
+        batch_size: int,
+        jit_compile: bool = True,
+    ):
+        self.model = model
+        self.objective = objective
+        self.optimizer = optimizer
+        self.palette = palette
+        self.batch_size = batch_size
+        self.strategy = tf.distribute.get_strategy()
+        optimizer.build(model.trainable_variables)
+        # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
+        self._gradients = tf.function(self._loss_and_gradients, jit_compile=jit_compile)
+        self._score = tf.function(self._image_nats, jit_compile=jit_compile)
+
+    @tf.function
+    def train_step(self, batch: dict) -> tf.Tensor:
+        """Takes one optimizer step.
+
+        Args:
+            batch: {"tokens": int32[b,T]} or {"images": uint8[b,H,W,3]} with the objective's
+                draws; b is the share of one replica.
+
+        Returns:
+            nats_per_token float32[], the mean over the global batch before the step.
+        """
+        losses = self.strategy.run(self._replica_step, args=(batch,))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    def _replica_step(self, batch):
+        loss, gradients = self._gradients(batch)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return loss
+
+    def _loss_and_gradients(self, batch):
+        variables = [variable.value for variable in self.model.trainable_variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            # Keras sums gradients over replicas, so the global count divides exactly once.
+            loss = tf.reduce_sum(self._image_nats(batch)) / self.batch_size
+        return loss, tape.gradient(loss, variables)
+
+    def evaluate(self, batches: Iterable[dict]) -> float:
+        """Mean nats per token over batches that carry a "weight" float32[b] for each image."""
+        total = count = 0.0
+        for batch in batches:
+            batch_total, batch_count = self._evaluation_step(batch)
+            total += float(batch_total)
+            count += float(batch_count)
+        return total / count
+
+    @tf.function
+    def _evaluation_step(self, batch):
+        sums = self.strategy.run(self._replica_evaluation, args=(batch,))
+        return tuple(self.strategy.reduce(tf.distribute.ReduceOp.SUM, s, axis=None) for s in sums)
+
+    def _replica_evaluation(self, batch):
+        weight = batch["weight"]
+        nats = self._score({key: batch[key] for key in batch if key != "weight"})
+        return tf.reduce_sum(nats * weight), tf.reduce_sum(weight)
+
+    def _image_nats(self, batch):
+        """nats per token float32[b] of each image."""
+        draws = {key: batch[key] for key in batch if key not in ("tokens", "images", "labels")}
+        return self.objective(self.model, self._tokens(batch), **draws)
+
+    def _tokens(self, batch):
+        return batch["tokens"] if "tokens" in batch else self.palette.encode_tensor(batch["images"])

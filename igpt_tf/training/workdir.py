@@ -1,0 +1,99 @@
+"""The working directory of a run: one run, one configuration, one process at a time."""
+
+import fcntl
+import json
+import os
+
+from igpt_tf.errors import InputError
+
+
+class Workdir:
+    """Paths of a run's files, and the checks made when a run starts in them.
+
+    Opening creates the folder and locks it until the process ends, however it ends.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        InputError: The folder cannot be written or another process is training in it.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            for folder in ("checkpoints", "summaries", "samples"):
+                os.makedirs(self.file(folder), exist_ok=True)
+            self._lock = open(self.file(".lock"), "w")
+        except OSError as error:
+            raise InputError(f"the workdir cannot be written ({error}). Received: {path}") from None
+        try:
+            # The kernel drops the lock with the process: a dead run leaves no obstacle.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is training in this workdir; choose another. Received: {path}"
+            ) from None
+
+    def file(self, *names: str) -> str:
+        """The path of a file in the folder."""
+        return os.path.join(self.path, *names)
+
+    def claim(self, configuration: str) -> None:
+        """Writes the operative configuration, or compares it with the one that is there.
+
+        Args:
+            configuration: The operative gin text.
+
+        Raises:
+            InputError: The folder belongs to another configuration; names the first difference.
+        """
+        path = self.file("operative_config.gin")
+        if not os.path.exists(path):
+            write_atomically(path, configuration)
+            return
+        with open(path) as file:
+            difference = _first_difference(_bindings(file.read()), _bindings(configuration))
+        if difference:
+            raise InputError(
+                "the workdir belongs to another configuration; choose another workdir or the "
+                f"same bindings. Received: {difference}, workdir={self.path}"
+            )
+
+    def result(self) -> dict | None:
+        """The numbers of a finished run, or None."""
+        path = self.file("result.json")
+        if not os.path.exists(path):
+            return None
+        with open(path) as file:
+            return json.load(file)
+
+    def write_result(self, result: dict) -> None:
+        """Writes `result.json`, which marks the run as finished."""
+        write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
+
+
+def write_atomically(path: str, text: str) -> None:
+    """Writes a file that is either whole or absent."""
+    with open(path + ".part", "w") as file:
+        file.write(text)
+    os.replace(path + ".part", path)
+
+
+def _bindings(text: str) -> dict[str, str]:
+    """gin text -> {'train.seed': '0', ...}; a value may continue over indented lines."""
+    bindings, name = {}, None
+    for line in text.splitlines():
+        if line.startswith((" ", "\t")) and name:
+            bindings[name] += " " + line.strip()
+        elif "=" in line and not line.startswith("#"):
+            name, value = (part.strip() for part in line.split("=", 1))
+            bindings[name] = value
+    return bindings
+
+
+def _first_difference(before: dict, now: dict) -> str | None:
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            return f"{name} = {now.get(name, '(unset)')} where it was {before.get(name, '(unset)')}"
+    return None
