@@ -1,0 +1,59 @@
+"""Claims about the working directory: one run, one configuration, one process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from igpt_tf.errors import InputError
+from igpt_tf.training.summaries import drop_after
+from igpt_tf.training.workdir import Workdir
+
+CONFIGURATION = "# Parameters for train:\ntrain.seed = 0\ntrain.batch_size = \\\n    64\n"
+
+
+def test_a_workdir_of_another_configuration_is_refused_and_the_difference_named(tmp_path):
+    folder = Workdir(str(tmp_path))
+    folder.claim(CONFIGURATION)
+    folder.claim(CONFIGURATION)
+    with pytest.raises(InputError, match="train.seed = 1 where it was 0"):
+        folder.claim(CONFIGURATION.replace("seed = 0", "seed = 1"))
+    assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
+    code = (
+        "from igpt_tf.training.workdir import Workdir\n"
+        f"folder = Workdir({str(tmp_path)!r})\n"
+        "print('locked', flush=True)\n"
+        "input()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert first.stdout.readline() == b"locked\n"
+    with pytest.raises(InputError, match="another process"):
+        Workdir(str(tmp_path))
+    first.kill()
+    first.wait()
+    Workdir(str(tmp_path))
+
+
+def test_a_result_marks_the_run_as_finished(tmp_path):
+    folder = Workdir(str(tmp_path))
+    assert folder.result() is None
+    folder.write_result({"step": 3})
+    assert folder.result() == {"step": 3}
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Workdir(str(tmp_path / "file" / "run"))
+
+
+def test_lines_of_steps_that_are_taken_again_and_lines_cut_short_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    drop_after(str(path), 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
