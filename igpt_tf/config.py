@@ -1,5 +1,6 @@
 """Configuration: gin files and bindings, parsed strictly, and the text that repeats a run."""
 
+import contextlib
 import os
 
 import gin
@@ -27,11 +28,12 @@ def parse(gin_files: list[str], gin_params: list[str]) -> None:
     for path in gin_files:
         if not os.path.isfile(path):
             raise InputError(f"the gin file does not exist. Received: --gin_file={path}")
-    try:
-        gin.parse_config_files_and_bindings(gin_files, gin_params, finalize_config=True)
-    except (ValueError, SyntaxError, TypeError, OSError, ImportError, AttributeError) as error:
-        # gin appends the position over several lines; the first says what is wrong.
-        raise InputError(f"the gin configuration does not parse: {_one_line(error)}") from None
+        with _parsing(f"--gin_file={path}"):
+            gin.parse_config_file(path)
+    for binding in gin_params:
+        with _parsing(f"--gin_param={binding}"):
+            gin.parse_config(binding)
+    gin.finalize()
 
 
 def refuse_unread_bindings() -> None:
@@ -66,5 +68,11 @@ def _bindings(text: str) -> set[str]:
     return {line.split("=")[0].strip() for line in lines if "=" in line}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+@contextlib.contextmanager
+def _parsing(received: str):
+    """Turns what gin raises on a mistake into an InputError that quotes the mistaken input."""
+    try:
+        yield
+    except (ValueError, SyntaxError, TypeError, OSError, ImportError, AttributeError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"gin cannot parse this: {what}. Received: {received}") from None

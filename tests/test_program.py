@@ -1,0 +1,172 @@
+"""Claims about how the main job starts and ends, made on the real command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+RUN = "gin/runs/digits_tiny_ar.gin"
+SHORT = (
+    "train.num_steps=12",
+    "train.evaluate_every=4",
+    "train.checkpoint_every=4",
+    "train.draw_every=0",
+    "train.batch_size=16",
+    "build_optimizer.warmup_steps=2",
+    "build_model.num_layers=2",
+    "build_model.hidden_dim=16",
+)
+
+
+def command(workdir, *bindings, gin_file=RUN, flags=()):
+    bindings = [f"--gin_param={binding}" for binding in (*SHORT, *bindings)]
+    main = [sys.executable, "-m", "igpt_tf.main", f"--gin_file={gin_file}"]
+    return [*main, f"--workdir={workdir}", *bindings, *flags]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments, **options), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    ended = run(workdir)
+    assert ended.returncode == 0, ended.stderr
+    return workdir
+
+
+def test_the_workdir_holds_what_the_contract_says(straight):
+    result = json.loads((straight / "result.json").read_text())
+    assert result["nats_per_token"]["valid"] < result["baselines"]["uniform"]
+    names = {str(p.relative_to(straight)) for p in straight.rglob("*") if p.is_file()}
+    assert {"metrics.jsonl", "operative_config.gin", "palette.npy", "result.json"} <= names
+    assert "checkpoints/ckpt-12.index" in names
+    assert f"{result['export']}/saved_model.pb" in names
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "valid"] == [4, 8, 12]
+    for split in ("train", "valid"):
+        assert any(name.startswith(f"summaries/{split}/events") for name in names)
+
+
+def test_the_exported_step_is_the_best_held_out_one(straight):
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    held_out = {x["step"]: x["nats_per_token"] for x in lines if x["split"] == "valid"}
+    result = json.loads((straight / "result.json").read_text())
+    assert result["step"] == min(held_out, key=held_out.get)
+    assert result["nats_per_token"]["valid"] == pytest.approx(min(held_out.values()), rel=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(straight):
+    before = (straight / "result.json").stat().st_mtime_ns
+    ended = run(straight)
+    assert ended.returncode == 0 and "is finished" in ended.stdout
+    assert (straight / "result.json").stat().st_mtime_ns == before
+
+
+def test_the_operative_configuration_alone_repeats_the_run(straight, tmp_path):
+    main = [sys.executable, "-m", "igpt_tf.main", f"--workdir={tmp_path / 'again'}"]
+    config = straight / "operative_config.gin"
+    subprocess.run([*main, f"--gin_file={config}"], check=True, capture_output=True)
+    assert_same_end(straight, tmp_path / "again")
+
+
+def assert_same_end(one, other):
+    """Same result, same final weights and optimizer, bit for bit."""
+    import tensorflow as tf
+
+    assert (one / "result.json").read_text() == (other / "result.json").read_text()
+    readers = [tf.train.load_checkpoint(str(w / "checkpoints/ckpt-12")) for w in (one, other)]
+    for name in readers[0].get_variable_to_shape_map():
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in name:
+            np.testing.assert_array_equal(*(r.get_tensor(name) for r in readers), err_msg=name)
+
+
+def wait_for(path, process):
+    for _ in range(1200):
+        if path.exists() or process.poll() is not None:
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(straight, tmp_path, number, code):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(workdir / "checkpoints/ckpt-4.index", process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == code, stderr.decode()
+    assert b"Traceback" not in stderr
+    assert not (workdir / "result.json").exists()
+    assert run(workdir).returncode == 0
+    assert_same_end(straight, workdir)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straight, tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(workdir / "checkpoints/ckpt-8.index", process)
+    process.kill()
+    process.wait()
+    newest = max((workdir / "checkpoints").glob("ckpt-*.data*"), key=os.path.getmtime)
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    ended = run(workdir)
+    assert ended.returncode == 0 and "is damaged" in ended.stderr
+    assert newest.name.split(".")[0] in ended.stderr
+    assert_same_end(straight, workdir)
+
+
+@pytest.mark.parametrize(
+    "bindings, named",
+    [
+        (["train.num_stesp=3"], "num_stesp"),
+        (["image_folder.heldout=0.5"], "image_folder.heldout"),
+        (["build_model.vocabulary_size=16"], "palette"),
+        (["build_model.num_heads=3"], "num_heads"),
+        (["train.batch_size=0"], "batch_size"),
+        (["train.export='newest'"], "newest"),
+        (["train.palette=@load_palette()", "load_palette.path='none.npy'"], "none.npy"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_line_that_names_it(tmp_path, bindings, named):
+    ended = run(tmp_path / "run", *bindings)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert named in ended.stderr
+
+
+def test_a_mistyped_flag_ends_with_code_2_and_one_line():
+    main = [sys.executable, "-m", "igpt_tf.main", "--gin_fiel=x"]
+    ended = subprocess.run(main, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "gin_fiel" in ended.stderr
+
+
+def test_another_configuration_in_the_same_workdir_is_refused_and_nothing_lost(straight):
+    before = (straight / "operative_config.gin").read_text()
+    ended = run(straight, "train.seed=1")
+    assert ended.returncode == 2 and "train.seed = 1 where it was 0" in ended.stderr
+    assert (straight / "operative_config.gin").read_text() == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    ended = run(workdir, "build_optimizer.learning_rate=1e30", "build_optimizer.warmup_steps=10")
+    assert ended.returncode == 2 and "between steps" in ended.stderr
+    assert not (workdir / "result.json").exists()
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
+    ended = run(tmp_path / "run", flags=["--dry_run"])
+    assert ended.returncode == 0 and "1,437 training" in ended.stdout
+    assert not (tmp_path / "run").exists()
