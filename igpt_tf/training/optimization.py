@@ -16,6 +16,7 @@ def build_optimizer(
     beta_1: float = 0.9,
     beta_2: float = 0.95,
     epsilon: float = 1e-8,
+    weight_decay: float | None = None,
 ) -> keras.optimizers.Optimizer:
     """The paper's optimizer: Adam(0.9, 0.95), linear warm-up, cosine to zero, no weight decay.
 
@@ -27,6 +28,7 @@ def build_optimizer(
         beta_1: Decay of the gradient's mean.
         beta_2: Decay of the gradient's square; 0.999 gave loss spikes in the paper.
         epsilon: Adam's epsilon; the paper does not name one.
+        weight_decay: AdamW's decoupled decay of the matrices; None, the paper's, is plain Adam.
 
     Raises:
         InputError: The warm-up is as long as the run.
@@ -45,4 +47,9 @@ def build_optimizer(
         warmup_target=learning_rate if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
-    return keras.optimizers.Adam(schedule, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    arguments = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
+    if weight_decay is None:
+        return keras.optimizers.Adam(schedule, **arguments)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, **arguments)
+    optimizer.exclude_from_weight_decay(var_names=["scale"])  # the norms' gains
+    return optimizer

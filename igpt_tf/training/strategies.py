@@ -81,12 +81,13 @@ def distribute(
     return strategy.distribute_datasets_from_function(host_batches)
 
 
-def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int) -> None:
-    """Raises: InputError unless the global batch divides evenly over the replicas."""
-    if batch_size < 1 or batch_size % strategy.num_replicas_in_sync:
+def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int, accumulation: int) -> None:
+    """Raises: InputError unless the global batch cuts evenly into replicas and their parts."""
+    replicas = strategy.num_replicas_in_sync
+    if min(batch_size, accumulation) < 1 or batch_size % (replicas * accumulation):
         raise InputError(
-            "the global batch must be a positive multiple of the number of replicas. Received: "
-            f"train.batch_size={batch_size}, replicas={strategy.num_replicas_in_sync}"
+            "the global batch must be a positive multiple of replicas x accumulation. Received: "
+            f"train.batch_size={batch_size}, replicas={replicas}, accumulation={accumulation}"
         )
 
 

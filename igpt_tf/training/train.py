@@ -42,6 +42,8 @@ def train(
     batch_size: int,
     seed: int = 0,
     augmentation: Sequence[Callable] = (),
+    accumulation: int = 1,
+    clip_norm: float | None = None,
     quantize_on: str = "auto",
     jit_compile: bool | None = None,
     export: str = "best",
@@ -67,6 +69,8 @@ def train(
         batch_size: Global batch size in images.
         seed: Fixes initial weights, order, augmentation and masks.
         augmentation: Functions of (images, seeds), applied in order.
+        accumulation: Parts that each replica's share of a batch is cut into, to save memory.
+        clip_norm: Largest norm of the whole batch's gradient; None does not clip.
         quantize_on: Where the palette is applied: "host", "device", or "auto", the device where
             there is an accelerator.
         jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
@@ -84,7 +88,7 @@ def train(
         InputError: The configuration or the data is wrong, or the loss became non-finite.
     """
     _check_choice("export", export, ("best", "last"))
-    strategies.check_batch_size(strategy, batch_size)
+    strategies.check_batch_size(strategy, batch_size, accumulation)
     on_device = _quantizes_on_device(quantize_on)
     if jit_compile is None:
         jit_compile = strategies.has_accelerator()
@@ -112,7 +116,14 @@ def train(
     with strategy.scope():
         model = new_model()
         trainer = Trainer(
-            model, objective, optimizer, palette, batch_size=batch_size, jit_compile=jit_compile
+            model,
+            objective,
+            optimizer,
+            palette,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            clip_norm=clip_norm,
+            jit_compile=jit_compile,
         )
         checkpoints = Checkpoints(
             folder.file("checkpoints"), model, optimizer, keep=keep_checkpoints

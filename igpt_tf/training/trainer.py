@@ -19,6 +19,9 @@ class Trainer:
         optimizer: A Keras optimizer; its variables are created here.
         palette: Encodes images that arrive without tokens, on the device.
         batch_size: The global batch size.
+        accumulation: Parts a replica's share is cut into, one after the other in memory, before
+            the one optimizer step.
+        clip_norm: Largest global norm of the whole batch's gradient; None does not clip.
         jit_compile: Whether XLA compiles the forward and backward pass.
     """
 
@@ -30,6 +33,8 @@ class Trainer:
         palette: Palette,
         *,
         batch_size: int,
+        accumulation: int = 1,
+        clip_norm: float | None = None,
         jit_compile: bool = True,
     ):
         self.model = model
@@ -37,10 +42,12 @@ class Trainer:
         self.optimizer = optimizer
         self.palette = palette
         self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.clip_norm = clip_norm
         self.strategy = tf.distribute.get_strategy()
         optimizer.build(model.trainable_variables)
         # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
-        self._gradients = tf.function(self._loss_and_gradients, jit_compile=jit_compile)
+        self._gradients = tf.function(self._accumulated_gradients, jit_compile=jit_compile)
         self._score = tf.function(self._image_nats, jit_compile=jit_compile)
 
     @tf.function
@@ -59,8 +66,31 @@ class Trainer:
 
     def _replica_step(self, batch):
         loss, gradients = self._gradients(batch)
+        if self.clip_norm is not None:
+            gradients = self._clipped(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         return loss
+
+    def _clipped(self, gradients):
+        """Clips the gradient of the global batch, so that the number of replicas is no matter."""
+        replicas = tf.distribute.get_replica_context()
+        gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        # Keras sums over the replicas once more.
+        return [gradient / self.strategy.num_replicas_in_sync for gradient in gradients]
+
+    def _accumulated_gradients(self, batch):
+        """The loss float32[] and gradients of the replica's share, part after part."""
+        if self.accumulation == 1:
+            return self._loss_and_gradients(batch)
+        parts = {
+            name: tf.reshape(x, (self.accumulation, -1, *x.shape[1:])) for name, x in batch.items()
+        }
+        loss, gradients = self._loss_and_gradients({name: x[0] for name, x in parts.items()})
+        for i in tf.range(1, self.accumulation):
+            part = self._loss_and_gradients({name: x[i] for name, x in parts.items()})
+            loss, gradients = tf.nest.map_structure(tf.add, (loss, gradients), part)
+        return loss, gradients
 
     def _loss_and_gradients(self, batch):
         variables = [variable.value for variable in self.model.trainable_variables]
@@ -68,7 +98,7 @@ class Trainer:
             tape.watch(variables)
             # Keras sums gradients over replicas, so the global count divides exactly once.
             loss = tf.reduce_sum(self._image_nats(batch)) / self.batch_size
-        return loss, tape.gradient(loss, variables)
+        return loss, [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
 
     def evaluate(self, batches: Iterable[dict]) -> float:
         """Mean nats per token over batches that carry a "weight" float32[b] for each image."""

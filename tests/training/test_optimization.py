@@ -1,5 +1,6 @@
 """Claims about the learning rate and the optimizer."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -31,6 +32,17 @@ def test_the_optimizer_is_adam_with_the_papers_betas_and_no_weight_decay():
     optimizer = build_optimizer(num_steps=10, steps_per_epoch=1, learning_rate=0.1)
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.95)
     assert optimizer.weight_decay is None
+
+
+def test_weight_decay_spares_the_gains_of_the_norms():
+    optimizer = build_optimizer(
+        num_steps=10, steps_per_epoch=1, learning_rate=0.1, warmup_steps=0, weight_decay=0.5
+    )
+    gain = keras.Variable(np.ones(2), name="scale")
+    matrix = keras.Variable(np.ones((2, 2)), name="kernel")
+    optimizer.apply([np.zeros(2), np.zeros((2, 2))], [gain, matrix])
+    np.testing.assert_allclose(gain.numpy(), 1.0)
+    np.testing.assert_allclose(matrix.numpy(), 0.95, rtol=1e-5)
 
 
 def test_a_warm_up_that_outlasts_the_run_is_refused():

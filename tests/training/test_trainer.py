@@ -67,6 +67,24 @@ def test_training_on_one_batch_learns_it(objective):
     assert first == pytest.approx(np.log(7), rel=1e-5) and last < 0.6 * first
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_four_parts_of_a_batch_train_like_the_whole(jit_compile):
+    parts = small_trainer(accumulation=4, jit_compile=jit_compile)
+    whole = small_trainer(jit_compile=jit_compile)
+    np.testing.assert_allclose(losses(parts, 20), losses(whole, 20), rtol=1e-5)
+
+
+def test_clipping_bounds_the_norm_of_the_gradient_and_leaves_small_ones_alone():
+    loose, tight = small_trainer(clip_norm=1e3), small_trainer(clip_norm=1e-3)
+    free = small_trainer()
+    np.testing.assert_allclose(losses(loose), losses(free), rtol=1e-6)
+    batch = {"tokens": tf.constant(PALETTE.encode(images_of(0)))}
+    norms = []
+    tight.optimizer.apply = lambda gradients, _: norms.append(tf.linalg.global_norm(gradients))
+    tight._replica_step(batch)
+    assert float(norms[0]) == pytest.approx(1e-3, rel=1e-4)
+
+
 def test_padding_of_the_last_batch_does_not_count_in_an_evaluation():
     trainer = small_trainer(jit_compile=False)
     losses(trainer)
@@ -97,7 +115,7 @@ with strategy.scope():
     model = ImageGPT(image_size=(8, 8), vocabulary_size=17, num_layers=2, hidden_dim=16,
                      num_heads=2, causal=kind.causal)
     one = trainer.Trainer(model, kind, keras.optimizers.Adam(0.01), colours, batch_size=16,
-                          jit_compile=True)
+                          clip_norm=float(sys.argv[3]), jit_compile=True)
 feed = feeding.Feed(kind, colours, strategy, batch_size=16, on_device=False)
 batches = feed.training(examples, seed=0, first_step=0, augmentation=[data.shift()])
 losses = [float(one.train_step(next(batches))) for _ in range(20)]
@@ -106,12 +124,12 @@ print(json.dumps(losses))
 """
 
 
-@pytest.mark.parametrize("objective", ["ar", "masked"])
-def test_two_replicas_train_like_one(objective):
+@pytest.mark.parametrize("objective, clip_norm", [("ar", "0.1"), ("masked", "1e9")])
+def test_two_replicas_train_like_one(objective, clip_norm):
     one, two = (
         json.loads(
             subprocess.run(
-                [sys.executable, "-c", REPLICAS, str(count), objective],
+                [sys.executable, "-c", REPLICAS, str(count), objective, clip_norm],
                 capture_output=True,
                 text=True,
                 check=True,
