@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from igpt_tf import sampling
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.pictures import grid, write_png
+from igpt_tf.sampling import Sampler
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
@@ -145,49 +145,47 @@ class Draw:
     """Pictures of what the model knows: samples, and completions beside their originals.
 
     Args:
-        model: The model in training.
+        sampler: Paints with the model in training.
         palette: Colours of the tokens.
-        originals: tokens int32[n,T] of held-out images; their top halves are completed.
+        originals: Tokens int32[n,T] of held-out images; their top halves are completed.
         summaries: Shows the pictures in TensorBoard.
         path: Formats the PNG's path from the step.
         seed: The same noise at every call, so that pictures compare.
     """
 
     def __init__(
-        self, model, palette: Palette, originals, summaries: Summaries, path, *, seed: int
+        self,
+        sampler: Sampler,
+        palette: Palette,
+        originals: np.ndarray,
+        summaries: Summaries,
+        path: Callable[[int], str],
+        *,
+        seed: int,
     ):
-        self._model = model
+        self._sampler = sampler
         self._palette = palette
-        self._originals = tf.constant(originals)
+        self._originals = originals
         self._summaries = summaries
         self._path = path
         self._seed = seed
-        self._sample = tf.function(sampling.sample, jit_compile=True)
-        self._complete = tf.function(sampling.complete, jit_compile=True)
 
     def __call__(self, step: int) -> None:
         pictures = {"completions": self._completions()}
-        if self._model.causal:
+        if self._sampler.model.causal:
             pictures["samples"] = self._samples()
         for name, picture in pictures.items():
             self._summaries.image(step, name, picture)
-        width = max(picture.shape[1] for picture in pictures.values())
-        write_png(self._path(step), np.concatenate([_widen(p, width) for p in pictures.values()]))
-
-    def _samples(self):
-        tokens = self._sample(self._model, len(self._originals), seed=self._seed)
-        return grid(self._images(tokens), columns=len(self._originals))
+        write_png(self._path(step), np.concatenate(list(pictures.values())))
 
     def _completions(self):
         given = self._originals.shape[1] // 2
-        completed = self._complete(self._model, self._originals, given, seed=self._seed)
-        rows = np.concatenate([self._images(self._originals), self._images(completed)])
-        return grid(rows, columns=len(self._originals))
+        completed = self._sampler.complete(self._originals, given, seed=self._seed)
+        return self._grid(np.concatenate([self._originals, completed]))
 
-    def _images(self, tokens):
-        return self._palette.decode(np.asarray(tokens), self._model.image_size)
+    def _samples(self):
+        return self._grid(self._sampler.sample(len(self._originals), seed=self._seed))
 
-
-def _widen(picture, width):
-    """Pads a picture uint8[H,W,3] with white on the right."""
-    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
+    def _grid(self, tokens):
+        images = self._palette.decode(tokens, self._sampler.model.image_size)
+        return grid(images, columns=len(self._originals))

@@ -15,6 +15,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.export import write as write_saved_model
 from igpt_tf.model import ImageGPT, count_parameters, outline
 from igpt_tf.palette import Palette
+from igpt_tf.sampling import Sampler
 from igpt_tf.training import loop, strategies
 from igpt_tf.training.actions import Draw, Evaluate, Report
 from igpt_tf.training.baselines import token_baselines
@@ -139,7 +140,7 @@ def train(
         trainer, feed.evaluation(subset(source.valid, num_heldout_images)), checkpoints, summaries
     )
     draw = Draw(
-        model,
+        Sampler(model, jit_compile=strategies.has_accelerator()),
         palette,
         palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
         summaries,

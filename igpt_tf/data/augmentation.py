@@ -1,0 +1,60 @@
+"""Augmentation: stateless functions of the images and a seed for each of them.
+
+A factory returns a function `(images uint8[B,H,W,3], seeds int32[B,2]) -> uint8[B,H,W,3]`.
+"""
+
+from collections.abc import Callable
+
+import gin
+import tensorflow as tf
+
+from igpt_tf.data.randomness import row_integers
+from igpt_tf.errors import InputError
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+@gin.register
+def shift(max_pixels: int = 1) -> Augmentation:
+    """Moves each image by up to `max_pixels` in each direction; zeros come in at the border."""
+    return _padded_crop(max_pixels, "CONSTANT")
+
+
+@gin.register
+def reflect_pad_crop(pixels: int = 4) -> Augmentation:
+    """Pads by reflection and cuts a random window of the old size.
+
+    Source: paper, section 3.1 (CIFAR: reflect-padded by 4, a random 32 x 32 crop).
+    """
+    return _padded_crop(pixels, "REFLECT")
+
+
+@gin.register
+def flip() -> Augmentation:
+    """Mirrors each image left to right with probability 1/2. Source: paper, section 3.1."""
+
+    def augment(images, seeds):
+        mirrored = row_integers(seeds, 0, 0, 1) == 1
+        return tf.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+    return augment
+
+
+def _padded_crop(pixels: int, mode: str) -> Augmentation:
+    if not isinstance(pixels, int) or pixels < 0:
+        raise InputError(f"an augmentation moves by whole pixels, 0 or more. Received: {pixels=}")
+
+    def augment(images, seeds):
+        height, width = images.shape[1:3]
+        if pixels >= min(height, width):
+            raise InputError(
+                "an augmentation moves by fewer pixels than an image is wide. "
+                f"Received: {pixels=}, image_size={(height, width)}"
+            )
+        padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], mode)
+        tops = row_integers(seeds, 0, 0, 2 * pixels)
+        lefts = row_integers(seeds, 1, 0, 2 * pixels)
+        rows = tf.gather(padded, tops[:, None] + tf.range(height), batch_dims=1)
+        return tf.gather(rows, lefts[:, None] + tf.range(width), axis=2, batch_dims=1)
+
+    return augment

@@ -1,0 +1,164 @@
+"""Batches: each one a pure function of (seed, step), so that nothing has to be stored to resume.
+
+The images of all epochs, one after the other, have positions 0, 1, 2, ...; step s takes the
+positions s * B to (s + 1) * B. A position says which image it is (its epoch's permutation) and what
+its random crop and augmentation are, in whatever shard it is computed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from igpt_tf.data.augmentation import Augmentation
+from igpt_tf.data.randomness import fold
+from igpt_tf.data.sources import Examples
+from igpt_tf.errors import InputError
+
+_SHUFFLE = 0x5A17  # keeps the permutations apart from other uses of the seed
+_PREFETCH = 4
+
+
+def batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    num_steps: int | None = None,
+    augmentation: Sequence[Augmentation] = (),
+    table: np.ndarray | None = None,
+    draws: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    shuffle: bool = True,
+) -> tf.data.Dataset:
+    """The training batches from `first_step` on.
+
+    Args:
+        examples: N images.
+        batch_size: Global batch size B, over all shards.
+        seed: With the step, all a batch depends on.
+        first_step: The step of the first batch; a resumed run gives its own.
+        num_steps: How many batches to yield; endless without.
+        augmentation: Applied one after the other.
+        table: int[2**24], `Palette.table`. With it tokens travel, without it images.
+        draws: step int64[] -> {name: tensor[B, ...]} for the whole batch; the objective's draws.
+        shard: (index, number of shards); this shard yields its B / number rows of each batch.
+        shuffle: Every epoch in an order of its own; otherwise in the order stored.
+
+    Returns:
+        Dataset of {"images": uint8[b,H,W,3]} or {"tokens": int32[b,T]}, with "labels": int32[b] if
+        there are any, and the draws; static shapes, b = B / number of shards.
+
+    Raises:
+        InputError: The batch does not divide among the shards.
+    """
+    rows = _shard_rows(batch_size, shard)
+    seed = int(np.int64(seed) % 2**31)
+
+    def batch(step):
+        positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        indices = _indices(positions, len(examples), seed, shuffle)
+        seeds = tf.cast(
+            tf.stack([tf.fill(positions.shape, np.int64(seed)), positions], 1), tf.int32
+        )
+        images = examples.load(indices, fold(seeds, 0))
+        for number, augment in enumerate(augmentation, start=1):
+            images = augment(images, fold(seeds, number))
+        element = _element(examples, images, indices, table)
+        for name, values in (draws(step) if draws else {}).items():
+            element[name] = values[rows.start : rows.stop]
+        return element
+
+    last_step = np.iinfo(np.int64).max if num_steps is None else first_step + num_steps
+    return _mapped(tf.data.Dataset.range(first_step, last_step), batch)
+
+
+def evaluation_batches(
+    examples: Examples, *, batch_size: int, table: np.ndarray | None = None
+) -> tf.data.Dataset:
+    """Every image once, in the order stored; the last batch is filled up to B.
+
+    Args:
+        examples: N images.
+        batch_size: B.
+        table: See `batches`.
+
+    Returns:
+        Dataset of elements as in `batches`, with "weight": float32[B], 0 for what fills up.
+    """
+    size = len(examples)
+
+    def batch(step):
+        positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+        indices = tf.minimum(positions, size - 1)
+        seeds = tf.cast(tf.stack([tf.zeros_like(indices), indices], axis=1), tf.int32)
+        element = _element(examples, examples.load(indices, seeds), indices, table)
+        element["weight"] = tf.cast(positions < size, tf.float32)
+        return element
+
+    return _mapped(tf.data.Dataset.range(-(-size // batch_size)), batch)
+
+
+def iterate(dataset: Iterable, examples: Examples) -> Iterator:
+    """Yields the elements of `dataset`, made from `examples`, and names an unreadable file.
+
+    Raises:
+        InputError: A file could not be read, in the place of TensorFlow's error.
+    """
+    try:
+        yield from dataset
+    except tf.errors.OpError:
+        examples.check()  # TensorFlow does not say which file it was
+        raise
+
+
+def _shard_rows(batch_size: int, shard: tuple[int, int]) -> slice:
+    index, num_shards = shard
+    if batch_size < 1 or batch_size % num_shards:
+        raise InputError(
+            "the batch size is at least 1 and divides evenly among the shards. "
+            f"Received: {batch_size=}, {num_shards=}"
+        )
+    size = batch_size // num_shards
+    return slice(index * size, (index + 1) * size)
+
+
+def _indices(positions: tf.Tensor, size: int, seed: int, shuffle: bool) -> tf.Tensor:
+    """int64[b]: which image stands at each position."""
+    epochs, places = positions // size, positions % size
+    if not shuffle:
+        return places
+    # The raw op: a batch may span two epochs, and `tf.random.experimental.index_shuffle` of
+    # TensorFlow 2.21 fails on more than one seed.
+    constants = [tf.fill(positions.shape, np.int64(value)) for value in (_SHUFFLE, seed)]
+    return tf.raw_ops.RandomIndexShuffle(
+        index=places,
+        seed=tf.stack([*constants, epochs], axis=1),
+        max_index=tf.fill(positions.shape, np.int64(size - 1)),
+    )
+
+
+def _element(examples, images, indices, table) -> dict[str, tf.Tensor]:
+    element = {"images": images} if table is None else {"tokens": _tokens(images, table)}
+    if examples.labels is not None:
+        element["labels"] = tf.gather(examples.labels, indices)
+    return element
+
+
+def _tokens(images: tf.Tensor, table: np.ndarray) -> tf.Tensor:
+    """int32[b,T] in raster order, by the table's rows r << 16 | g << 8 | b."""
+    with tf.init_scope(), tf.device("CPU:0"):  # a constant of the graph would be copied with it
+        table = tf.constant(table)
+    red, green, blue = tf.unstack(tf.cast(images, tf.int32), axis=-1)
+    tokens = tf.gather(table, (red * 256 + green) * 256 + blue)
+    return tf.reshape(tf.cast(tokens, tf.int32), [images.shape[0], -1])
+
+
+def _mapped(steps: tf.data.Dataset, batch) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Shards are cut above, by rows; TensorFlow must not cut them again.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    dataset = steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.prefetch(_PREFETCH).with_options(options)

@@ -1,0 +1,54 @@
+"""Random numbers, one row per image, each a pure function of that image's seed.
+
+TensorFlow's stateless ops take one seed for a whole tensor; here every row has its own, so a row
+is the same in whatever batch or shard it is computed.
+"""
+
+import tensorflow as tf
+
+
+def row_bits(seeds: tf.Tensor, stream: int) -> tf.Tensor:
+    """Uniform random bits.
+
+    Args:
+        seeds: int32[B,2].
+        stream: Distinguishes several draws from the same seeds.
+
+    Returns:
+        int64[B] in [0, 2**31).
+
+    Source: splitmix64 (Steele et al. 2014), its finaliser applied to each word of the seed.
+    """
+    words = tf.bitcast(tf.cast(seeds, tf.int64), tf.uint64)
+    state = _mix(words[:, 0] + tf.constant(stream, tf.uint64) * _GOLDEN)
+    state = _mix(tf.bitwise.bitwise_xor(state, words[:, 1]) + _GOLDEN)
+    return tf.cast(_shift_right(state, 33), tf.int64)
+
+
+def row_integers(seeds: tf.Tensor, stream: int, low: int, high: int) -> tf.Tensor:
+    """int32[B] uniform in [low, high], both ends included."""
+    return tf.cast(row_bits(seeds, stream) % (high - low + 1) + low, tf.int32)
+
+
+def row_uniform(seeds: tf.Tensor, stream: int) -> tf.Tensor:
+    """float64[B] uniform in [0, 1)."""
+    return tf.cast(row_bits(seeds, stream), tf.float64) / 2.0**31
+
+
+def fold(seeds: tf.Tensor, salt: int) -> tf.Tensor:
+    """int32[B,2]: fresh seeds for a further consumer of `seeds`."""
+    bits = [row_bits(seeds, 2 * salt), row_bits(seeds, 2 * salt + 1)]
+    return tf.cast(tf.stack(bits, axis=1), tf.int32)
+
+
+def _mix(state: tf.Tensor) -> tf.Tensor:
+    state = tf.bitwise.bitwise_xor(state, _shift_right(state, 30)) * 0xBF58476D1CE4E5B9
+    state = tf.bitwise.bitwise_xor(state, _shift_right(state, 27)) * 0x94D049BB133111EB
+    return tf.bitwise.bitwise_xor(state, _shift_right(state, 31))
+
+
+def _shift_right(state: tf.Tensor, bits: int) -> tf.Tensor:
+    return tf.bitwise.right_shift(state, tf.constant(bits, tf.uint64))
+
+
+_GOLDEN = 0x9E3779B97F4A7C15

@@ -1,0 +1,86 @@
+"""Any image data set of TensorFlow Datasets, loaded into memory."""
+
+import numpy as np
+from PIL import Image
+
+from igpt_tf.data.examples import ArrayExamples
+from igpt_tf.data.images import check_not_smaller, fit, size_pair
+from igpt_tf.data.sources import Source, heldout_split, register
+from igpt_tf.errors import InputError
+
+
+@register
+def tfds_dataset(
+    *, name: str, image_size, heldout: float = 0.1, seed: int = 0, data_dir: str | None = None
+) -> Source:
+    """A data set by its TFDS name, downloaded and prepared on first use.
+
+    Args:
+        name: Such as "svhn_cropped" or "stl10:1.0.0". It has features `image` (uint8) and, if
+            labelled, `label`, and a split `train`; `validation` and `test` are used if there.
+        image_size: (H, W); larger images are shrunk by area, smaller ones refused.
+        heldout: The share of `train` held out where there is no `validation`.
+        seed: Of the split.
+        data_dir: Where TFDS keeps its data; its own default otherwise.
+
+    Raises:
+        InputError: No such data set, it cannot be fetched, or it is not one of images.
+    """
+    image_size = size_pair(image_size)
+    builder = _prepared(name, data_dir)
+    label = dict(builder.info.features).get("label")
+    labelled = hasattr(label, "names")  # a regression's label has none
+    parts = {
+        split: _load(builder, split, labelled, image_size)
+        for split in ("train", "validation", "test")
+        if split in builder.info.splits
+    }
+    train, valid = parts["train"], parts.get("validation")
+    if valid is None:
+        train, valid = heldout_split(train, heldout, seed)
+    class_names = tuple(label.names) if labelled else None
+    return Source(train, valid, parts.get("test"), class_names)
+
+
+def _prepared(name: str, data_dir: str | None):
+    # Imported here: it takes seconds, and only this source needs it.
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        builder.download_and_prepare()
+    # No such name, no network, no disk space, a changed checksum: each has an error of its own.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(
+            f"TFDS cannot provide this data set ({reason}); check its name and the network. "
+            f"Received: {name=}, {data_dir=}"
+        ) from None
+    features = builder.info.features
+    if "image" not in features or "train" not in builder.info.splits:
+        raise InputError(
+            "the TFDS data set has no feature `image` or no split `train`; choose another. "
+            f"Received: {name=}, features={sorted(features)}, splits={sorted(builder.info.splits)}"
+        )
+    return builder
+
+
+def _load(builder, split: str, labelled: bool, image_size) -> ArrayExamples:
+    import tensorflow_datasets as tfds
+
+    images, labels = [], []
+    for example in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)):
+        images.append(_fit(example["image"], image_size, builder.name))
+        labels.append(example["label"] if labelled else -1)
+    return ArrayExamples(np.stack(images), np.asarray(labels) if labelled else None)
+
+
+def _fit(image: np.ndarray, image_size, name: str) -> np.ndarray:
+    if image.dtype != np.uint8:
+        raise InputError(f"the TFDS data set's images are not uint8. Received: {name=}")
+    try:
+        check_not_smaller(image.shape[:2], image_size)
+    except InputError as error:
+        raise InputError(f"{error}. Received: {name=}") from None
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    return fit(Image.fromarray(pixels).convert("RGB"), image_size)

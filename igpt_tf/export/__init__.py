@@ -1,0 +1,7 @@
+"""The SavedModel: written from a live model, opened by the tools and by any TensorFlow."""
+
+from igpt_tf.export import load
+from igpt_tf.export.load import SavedModel, load_model
+from igpt_tf.export.write import write
+
+__all__ = ["SavedModel", "load", "load_model", "write"]

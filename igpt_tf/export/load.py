@@ -1,0 +1,183 @@
+"""SavedModels back in: for the tools as signatures, for further training as a live model."""
+
+import functools
+import json
+import os
+import re
+
+import numpy as np
+
+from igpt_tf.errors import InputError
+from igpt_tf.export.metadata import METADATA, PALETTE
+from igpt_tf.palette import Palette
+
+_GRAPH = "saved_model.pb"
+_NOISE = re.compile(r"Graph execution error|Detected at|<stack traces|\s*\[\[")
+
+
+class SavedModel:
+    """One of our SavedModels, opened; the network itself is read when first used.
+
+    Args:
+        path: The SavedModel's folder, or the folder of its numbered versions (the newest counts).
+
+    Attributes:
+        path: The SavedModel's own folder.
+        metadata: dict, the content of `assets/metadata.json`.
+        palette: `Palette`.
+        image_size: (H, W).
+
+    Raises:
+        InputError: The folder does not exist or is not one of ours.
+    """
+
+    def __init__(self, path: str):
+        self.path = find(path)
+        self.metadata = _read_metadata(self.path)
+        self.palette = Palette.load(os.path.join(self.path, PALETTE))
+        self.image_size = tuple(self.metadata["model"]["image_size"])
+
+    @functools.cached_property
+    def _loaded(self):
+        import tensorflow as tf
+
+        try:
+            return tf.saved_model.load(self.path)
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            raise InputError(
+                f"the SavedModel is damaged ({_one_line(error)}); export it again. "
+                f"Received: path={self.path}"
+            ) from None
+
+    @property
+    def signature_names(self) -> list[str]:
+        """Names of all signatures."""
+        return sorted(self._loaded.signatures)
+
+    def signature(self, name: str):
+        """The function of that name: named arrays in, dict of named NumPy arrays out.
+
+        Raises:
+            InputError: There is none; or, when it is called, an input is missing or refused.
+        """
+        if name not in self._loaded.signatures:
+            raise InputError(
+                f"this SavedModel has no such signature, only {', '.join(self.signature_names)}. "
+                f"Received: signature={name}, path={self.path}"
+            )
+        return functools.partial(_call, name, self._loaded.signatures[name])
+
+
+def _call(name, function, **inputs):
+    """Calls a signature with arrays, converted to its types."""
+    import tensorflow as tf
+
+    specs = function.structured_input_signature[1]
+    if set(inputs) != set(specs):
+        raise InputError(
+            f"signature {name} takes {', '.join(sorted(specs))}. "
+            f"Received: {', '.join(sorted(inputs))}"
+        )
+    try:
+        tensors = {key: tf.convert_to_tensor(inputs[key], specs[key].dtype) for key in specs}
+        return {key: value.numpy() for key, value in function(**tensors).items()}
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        raise InputError(f"signature {name} refused its inputs: {_one_line(error)}") from None
+
+
+def _one_line(error) -> str:
+    """What an error of TensorFlow says, without the graph's names around it."""
+    text = getattr(error, "message", None) or str(error)
+    lines = [line for line in text.splitlines() if line.strip() and not _NOISE.match(line)]
+    assertion = re.match(r"assertion failed: \[(.*?)\](?: \[(.*)\])?", lines[0] if lines else "")
+    said = "".join(assertion.groups("")) if assertion else "".join(lines[:1])
+    return " ".join(said.split())[:300] or type(error).__name__
+
+
+def find(path: str) -> str:
+    """The SavedModel's folder: `path`, or its highest numbered subfolder. Raises: InputError."""
+    if not os.path.isdir(path):
+        raise InputError(f"the SavedModel's folder does not exist. Received: path={path}")
+    if os.path.isfile(os.path.join(path, _GRAPH)):
+        return path
+    versions = [
+        name
+        for name in os.listdir(path)
+        if name.isdigit() and os.path.isfile(os.path.join(path, name, _GRAPH))
+    ]
+    if not versions:
+        raise InputError(
+            "the folder holds no SavedModel, neither itself nor in numbered folders. "
+            f"Received: path={path}"
+        )
+    return os.path.join(path, max(versions, key=int))
+
+
+def _read_metadata(path: str) -> dict:
+    file_path = os.path.join(path, METADATA)
+    try:
+        with open(file_path, encoding="utf-8") as file:
+            metadata = json.load(file)
+        metadata["model"]["image_size"]
+    except FileNotFoundError:
+        raise InputError(
+            f"the SavedModel is not one of igpt_tf's: it lacks {METADATA}. Received: path={path}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"the SavedModel's {METADATA} is damaged ({_one_line(error)}). Received: path={path}"
+        ) from None
+    return metadata
+
+
+def load_model(path: str):
+    """The live model behind a SavedModel.
+
+    Args:
+        path: As for `SavedModel`.
+
+    Returns:
+        (`ImageGPT` with exactly the written weights, `Palette`, metadata dict).
+
+    Raises:
+        InputError: The folder is not one of ours, or lacks a weight.
+    """
+    from igpt_tf.model import ImageGPT
+
+    saved = SavedModel(path)
+    model = ImageGPT(**saved.metadata["model"])
+    read_weights(saved.path, model)
+    return model, saved.palette, saved.metadata
+
+
+def read_weights(path: str, model) -> None:
+    """Assigns every weight of `model` from a SavedModel's folder, one at a time."""
+    from igpt_tf.export.write import weight_name
+
+    reader = _open_weights(path)
+    for weight in model.weights:
+        value = _read_weight(reader, weight_name(weight), path)
+        if value.shape != tuple(weight.shape):
+            raise InputError(
+                f"a weight has another shape than the metadata's model: {weight_name(weight)}. "
+                f"Received: shape={value.shape}, path={path}"
+            )
+        weight.assign(value)
+
+
+def _open_weights(path: str):
+    import tensorflow as tf
+
+    try:
+        return tf.train.load_checkpoint(os.path.join(path, "variables", "variables"))
+    except (ValueError, tf.errors.OpError) as error:
+        raise InputError(
+            f"the SavedModel's weights cannot be read ({_one_line(error)}). Received: path={path}"
+        ) from None
+
+
+def _read_weight(reader, name: str, path: str) -> np.ndarray:
+    key = f"weights/{name.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+    if not reader.has_tensor(key):
+        raise InputError(f"the SavedModel lacks the weight {name}. Received: path={path}")
+    return reader.get_tensor(key)

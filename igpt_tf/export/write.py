@@ -1,0 +1,92 @@
+"""A live model to a SavedModel folder, all of it or nothing."""
+
+import os
+import shutil
+
+import tensorflow as tf
+
+from igpt_tf.errors import InputError
+from igpt_tf.export import metadata as metadata_file
+from igpt_tf.export.signatures import pretrained
+
+
+def write(
+    model,
+    palette,
+    path: str,
+    *,
+    objective: dict,
+    data: dict | None,
+    class_names=None,
+    step: int = 0,
+    nats_per_token: float | None = None,
+) -> str:
+    """Writes a pretrained model with every signature of its kind.
+
+    Args:
+        model: An `ImageGPT`.
+        palette: Its `Palette`.
+        path: The folder to write, `.../export/STEP` by convention; replaced if it exists.
+        objective: JSON-able description of the objective.
+        data: JSON-able description of the data's source, or None.
+        class_names: Names of the data's classes, or None.
+        step: Optimizer steps behind the weights.
+        nats_per_token: Held-out loss of these weights, or None if not measured.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: The palette's size is not the model's vocabulary.
+    """
+    if len(palette) != model.vocabulary_size:
+        raise InputError(
+            "the palette's size must be the model's vocabulary. Received: "
+            f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
+        )
+    description = metadata_file.describe(
+        model,
+        palette,
+        objective=objective,
+        data=data,
+        class_names=class_names,
+        step=step,
+        nats_per_token=nats_per_token,
+    )
+    return write_folder(path, model, pretrained(model, palette), description, palette)
+
+
+def write_folder(path: str, model, signatures: dict, description: dict, palette) -> str:
+    """Writes the folder under a name beside its own, then renames it."""
+    path = os.path.abspath(path)
+    unfinished = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    tf.saved_model.save(_Served(model, signatures), unfinished, signatures=signatures)
+    metadata_file.save(unfinished, description, palette)
+    _replace(unfinished, path)
+    return path
+
+
+def weight_name(variable) -> str:
+    """A weight's name inside the model, e.g. `block_0/attention/qkv_kernel`."""
+    return variable.path.split("/", 1)[1]
+
+
+class _Served(tf.Module):
+    """Holds what the signatures use: each weight once, by its name."""
+
+    def __init__(self, model, signatures):
+        super().__init__()
+        self.weights = {weight_name(weight): weight.value for weight in model.weights}
+        self.functions = signatures
+
+
+def _replace(source: str, target: str) -> None:
+    """Renames a folder onto another, which exists or not."""
+    aside = f"{source}.old"
+    shutil.rmtree(aside, ignore_errors=True)
+    if os.path.exists(target):
+        os.rename(target, aside)
+    os.rename(source, target)
+    shutil.rmtree(aside, ignore_errors=True)

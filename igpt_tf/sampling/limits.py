@@ -1,0 +1,31 @@
+"""What may be asked of a sampler: one table for live models and served ones."""
+
+from igpt_tf.errors import InputError
+
+MOST_IMAGES = 4096
+
+# What each argument must be, and the test of it, for numbers and tensors alike.
+LIMITS = {
+    "num_images": (f"1 to {MOST_IMAGES}", lambda x: (x >= 1) & (x <= MOST_IMAGES)),
+    "temperature": ("finite and positive", lambda x: (x > 0) & (x < float("inf"))),
+    "top_k": ("0 (all colours) or positive", lambda x: x >= 0),
+    "top_p": ("above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
+    "num_rounds": ("1 to 1024", lambda x: (x >= 1) & (x <= 1024)),
+}
+
+
+def check(**arguments) -> None:
+    """Checks numbers, by the names in `LIMITS`. Raises: InputError."""
+    for name, value in arguments.items():
+        allowed, holds = LIMITS[name]
+        if not holds(value):
+            raise InputError(f"{name} must be {allowed}. Received: {name}={value}")
+
+
+def check_given(num_given: int, sequence_length: int) -> None:
+    """Checks the number of kept pixels. Raises: InputError."""
+    if not 0 <= num_given <= sequence_length:
+        raise InputError(
+            f"num_given must be 0 to {sequence_length}, the image's pixels. "
+            f"Received: num_given={num_given}"
+        )

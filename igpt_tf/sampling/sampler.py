@@ -1,0 +1,106 @@
+"""Sampling from a live model: checked arguments, compiled once, NumPy in and out."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from igpt_tf.errors import InputError
+from igpt_tf.model import ImageGPT
+from igpt_tf.sampling import painting
+from igpt_tf.sampling.limits import check, check_given
+
+
+class Sampler:
+    """Paints with a model whose weights may go on changing.
+
+    A method compiles at its first call; with `jit_compile`, anew for each number of images.
+
+    Args:
+        model: An `ImageGPT`.
+        jit_compile: Compile with XLA.
+        cache_dtype: Of cached keys and values; "bfloat16" halves them. The model's own if None.
+    """
+
+    def __init__(self, model: ImageGPT, *, jit_compile: bool = False, cache_dtype=None):
+        self.model = model
+        compiled = functools.partial(
+            tf.function,
+            autograph=False,
+            jit_compile=jit_compile or None,
+            reduce_retracing=not jit_compile,
+        )
+        self._complete = compiled(
+            functools.partial(painting.complete, model, xla=jit_compile, cache_dtype=cache_dtype)
+        )
+        self._inpaint = compiled(functools.partial(painting.inpaint, model))
+
+    def sample(self, num_images: int, **choice) -> np.ndarray:
+        """Paints new images, tokens int32[B,T].
+
+        Args:
+            num_images: B.
+            **choice: `seed`, and `temperature`, `top_k`, `top_p` as in `painting.sample`.
+
+        Raises:
+            InputError: An argument is out of range, or the model is a masked one.
+        """
+        check(num_images=num_images)
+        painting.refuse_sampling(self.model)
+        blank = tf.zeros([num_images, self.model.sequence_length], tf.int32)
+        return self._complete(blank, 0, **_tensors(**choice)).numpy()
+
+    def complete(self, tokens, num_given: int, **choice) -> np.ndarray:
+        """Keeps the first `num_given` raster pixels and paints the rest, tokens int32[B,T].
+
+        Args:
+            tokens: int[B,T].
+            num_given: 0..T.
+            **choice: As in `sample`.
+
+        Raises:
+            InputError: An argument is out of range.
+        """
+        check_given(num_given, self.model.sequence_length)
+        num_given = tf.constant(num_given, tf.int32)
+        return self._complete(self._checked(tokens), num_given, **_tensors(**choice)).numpy()
+
+    def inpaint(self, tokens, known, *, num_rounds: int = painting.NUM_ROUNDS, **choice):
+        """Keeps known pixels and fills the others, tokens int32[B,T]. Masked models only.
+
+        Args:
+            tokens: int[B,T].
+            known: bool[B,T].
+            num_rounds: More rounds paint slower and better.
+            **choice: As in `sample`.
+
+        Raises:
+            InputError: An argument is out of range, or the model is a causal one.
+        """
+        check(num_rounds=num_rounds)
+        tokens, known = self._checked(tokens), tf.convert_to_tensor(known, tf.bool)
+        num_rounds = tf.constant(num_rounds, tf.int32)
+        return self._inpaint(tokens, known, num_rounds=num_rounds, **_tensors(**choice)).numpy()
+
+    def _checked(self, tokens):
+        tokens = np.asarray(tokens)
+        length, size = self.model.sequence_length, self.model.vocabulary_size
+        if tokens.ndim != 2 or tokens.shape[1] != length or not len(tokens):
+            raise InputError(f"tokens must be [images, {length}]. Received: shape={tokens.shape}")
+        if tokens.min() < 0 or tokens.max() >= size:
+            raise InputError(
+                f"tokens must be 0 to {size - 1}. "
+                f"Received: smallest={tokens.min()}, largest={tokens.max()}"
+            )
+        return tf.constant(tokens, tf.int32)
+
+
+def _tensors(*, seed: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> dict:
+    """Checked arguments as tensors, so that other values do not compile anew."""
+    check(temperature=temperature, top_k=top_k, top_p=top_p)
+    return {
+        "seed": tf.constant(seed, tf.int32),
+        "temperature": tf.constant(temperature, tf.float32),
+        "top_k": tf.constant(top_k, tf.int32),
+        "top_p": tf.constant(top_p, tf.float32),
+    }
