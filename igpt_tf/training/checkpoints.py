@@ -8,7 +8,8 @@ from absl import logging
 
 from igpt_tf.errors import InputError
 
-_DAMAGED = (tf.errors.OpError, ValueError, AssertionError)
+# What TensorFlow raises on a file that is missing, cut short, altered or of another model.
+_DAMAGED = (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError)
 
 
 class Checkpoints:
