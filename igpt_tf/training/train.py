@@ -45,6 +45,7 @@ def train(
     augmentation: Sequence[Callable] = (),
     accumulation: int = 1,
     clip_norm: float | None = None,
+    precision: str = "float32",
     quantize_on: str = "auto",
     jit_compile: bool | None = None,
     export: str = "best",
@@ -72,6 +73,8 @@ def train(
         augmentation: Functions of (images, seeds), applied in order.
         accumulation: Parts that each replica's share of a batch is cut into, to save memory.
         clip_norm: Largest norm of the whole batch's gradient; None does not clip.
+        precision: "float32", or "mixed_bfloat16": matrices in bfloat16; weights, norms, softmax,
+            logits and loss stay in float32.
         quantize_on: Where the palette is applied: "host", "device", or "auto", the device where
             there is an accelerator.
         jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
@@ -93,6 +96,8 @@ def train(
     on_device = _quantizes_on_device(quantize_on)
     if jit_compile is None:
         jit_compile = strategies.has_accelerator()
+    _check_choice("precision", precision, ("float32", "mixed_bfloat16"))
+    keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
 
     def new_model():
@@ -178,9 +183,9 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
         for name, examples in splits.items()
         if examples is not None
     }
-    model, palette = trainer.model, trainer.palette
+    palette = trainer.palette
     write_saved_model(
-        model,
+        _in_float32(trainer.model),
         palette,
         folder.file("export", str(step)),
         objective=trainer.objective.description(),
@@ -194,11 +199,21 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
             "step": step,
             "nats_per_token": nats,
             "baselines": _baselines(source, palette),
-            "parameters": model.count_params(),
+            "parameters": trainer.model.count_params(),
             "export": f"export/{step}",
         }
     )
     print(f"nats/token at step {step}: {nats}\nSavedModel: {folder.file('export', str(step))}")
+
+
+def _in_float32(model: ImageGPT) -> ImageGPT:
+    """The model to serve: the same weights, computing in float32."""
+    if model.compute_dtype == "float32":
+        return model
+    keras.config.set_dtype_policy("float32")
+    served = ImageGPT(**model.config())
+    served.set_weights(model.get_weights())
+    return served
 
 
 def _baselines(source: Source, palette: Palette) -> dict[str, float]:
