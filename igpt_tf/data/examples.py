@@ -88,7 +88,7 @@ class FileExamples:
     def __init__(self, paths, labels, image_size, crop: str = "center"):
         if crop not in CROPS:
             raise InputError(f"a crop is one of {', '.join(CROPS)}. Received: crop={crop!r}")
-        self.paths = np.asarray(paths, dtype=object)
+        self.paths = np.array([os.fspath(path) for path in paths], dtype=object)
         self.labels = None if labels is None else np.asarray(labels, "int32")
         self.image_size = tuple(image_size)
         self.crop = crop
@@ -103,8 +103,9 @@ class FileExamples:
             draws = decoding.random_draws(uniform)
         else:
             draws = decoding.centre_draws(indices.shape[0])
-        paths = tf.gather(self.paths.astype(str), indices)
-        return decoding.decode_batch(paths, draws, self.image_size)
+        with tf.init_scope(), tf.device("CPU:0"):  # a million paths are no constant for a graph
+            paths = tf.constant(self.paths.tolist())
+        return decoding.decode_batch(tf.gather(paths, indices), draws, self.image_size)
 
     def take(self, indices: np.ndarray) -> "FileExamples":
         """The examples at `indices` int[M]."""

@@ -1,7 +1,6 @@
 """Any image data set of TensorFlow Datasets, loaded into memory."""
 
 import numpy as np
-from PIL import Image
 
 from igpt_tf.data.examples import ArrayExamples
 from igpt_tf.data.images import check_not_smaller, fit, size_pair
@@ -82,5 +81,6 @@ def _fit(image: np.ndarray, image_size, name: str) -> np.ndarray:
         check_not_smaller(image.shape[:2], image_size)
     except InputError as error:
         raise InputError(f"{error}. Received: {name=}") from None
-    pixels = image[..., 0] if image.shape[-1] == 1 else image
-    return fit(Image.fromarray(pixels).convert("RGB"), image_size)
+    if image.shape[-1] == 1:
+        image = np.repeat(image, 3, axis=-1)
+    return fit(image[..., :3], image_size)  # without transparency

@@ -81,7 +81,7 @@ def test_shrinking_takes_the_mean_over_the_area(write_images, tmp_path):
     write_images(".", [image] * 2)
     source = image_folder(directory=str(tmp_path), image_size=16, heldout=0.5)
     means = image.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
-    assert np.abs(source.train.images[0] - means).max() <= 1
+    assert np.abs(source.train.images[0] - means).max() <= 0.5
 
 
 def test_a_photograph_stored_sideways_is_turned_upright():

@@ -4,6 +4,7 @@ import pathlib
 import gin
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from igpt_tf.data import digits, npz, source_from_description, tfds_dataset
 from igpt_tf.data.examples import ArrayExamples
@@ -107,7 +108,7 @@ def test_npz_parts_of_its_own_are_used(tmp_path, examples):
     assert (len(source.train), len(source.valid), len(source.test)) == (50, 3, 2)
     assert source.class_names == ("0", "1")
     means = grey[:3].reshape(3, 4, 2, 4, 2).mean(axis=(2, 4))
-    assert np.abs(source.valid.images[..., 0] - means).max() <= 1
+    assert np.abs(source.valid.images[..., 0] - means).max() <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,30 @@ def test_an_unknown_tfds_name_is_refused(tmp_path):
     with pytest.raises(InputError, match="no_such_set") as caught:
         tfds_dataset(name="no_such_set", image_size=8, data_dir=str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tfds_data_set_is_loaded_shrunk_and_split(tmp_path, examples):
+    pytest.importorskip("importlib_resources")  # TFDS uses it undeclared
+    import tensorflow_datasets as tfds
+
+    rows = {"image": examples.images, "label": examples.labels % 2}
+    stored = tf.data.Dataset.from_tensor_slices(rows)
+    label = tfds.features.ClassLabel(names=["even", "odd"])
+    image = tfds.features.Image(shape=(8, 8, 3))
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "tiny",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"image": image, "label": label}),
+        split_datasets={"train": stored.take(50), "test": stored.take(5)},
+        data_dir=tmp_path,
+    )
+    source = tfds_dataset(name="tiny", image_size=8, data_dir=str(tmp_path))
+    assert (len(source.train), len(source.valid), len(source.test)) == (45, 5, 5)
+    numbers = source.train.images[:, 0, 0, 0]  # each image's first pixel is its number
+    np.testing.assert_array_equal(source.train.labels, numbers % 2)
+    assert source.class_names == ("even", "odd")
+    with pytest.raises(InputError, match="smaller than image_size 16x16"):
+        tfds_dataset(name="tiny", image_size=16, data_dir=str(tmp_path))
 
 
 def test_taking_examples_keeps_images_and_labels_together(examples):
