@@ -5,8 +5,6 @@ import json
 import os
 import re
 
-import numpy as np
-
 from igpt_tf.errors import InputError
 from igpt_tf.export.metadata import METADATA, PALETTE
 from igpt_tf.palette import Palette
@@ -142,42 +140,10 @@ def load_model(path: str):
     Raises:
         InputError: The folder is not one of ours, or lacks a weight.
     """
+    from igpt_tf.export import weights
     from igpt_tf.model import ImageGPT
 
     saved = SavedModel(path)
     model = ImageGPT(**saved.metadata["model"])
-    read_weights(saved.path, model)
+    weights.read(saved.path, model)
     return model, saved.palette, saved.metadata
-
-
-def read_weights(path: str, model) -> None:
-    """Assigns every weight of `model` from a SavedModel's folder, one at a time."""
-    from igpt_tf.export.write import weight_name
-
-    reader = _open_weights(path)
-    for weight in model.weights:
-        value = _read_weight(reader, weight_name(weight), path)
-        if value.shape != tuple(weight.shape):
-            raise InputError(
-                f"a weight has another shape than the metadata's model: {weight_name(weight)}. "
-                f"Received: shape={value.shape}, path={path}"
-            )
-        weight.assign(value)
-
-
-def _open_weights(path: str):
-    import tensorflow as tf
-
-    try:
-        return tf.train.load_checkpoint(os.path.join(path, "variables", "variables"))
-    except (ValueError, tf.errors.OpError) as error:
-        raise InputError(
-            f"the SavedModel's weights cannot be read ({_one_line(error)}). Received: path={path}"
-        ) from None
-
-
-def _read_weight(reader, name: str, path: str) -> np.ndarray:
-    key = f"weights/{name.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
-    if not reader.has_tensor(key):
-        raise InputError(f"the SavedModel lacks the weight {name}. Received: path={path}")
-    return reader.get_tensor(key)

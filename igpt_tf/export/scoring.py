@@ -3,8 +3,6 @@
 import numpy as np
 import tensorflow as tf
 
-from igpt_tf.objectives import token_nats
-
 NUM_FOLDS = 8
 
 
@@ -15,16 +13,21 @@ def surprise(model, tokens):
     likelihood; here each pixel is predicted once from the 7/8 of the image outside its fold.
     """
     if model.causal:
-        return token_nats(model(tokens), tokens)
+        return _nats(model(tokens), tokens)
     folds = _folds(model.sequence_length)
 
     def body(fold, nats):
         masked = tf.broadcast_to(folds == fold, tf.shape(tokens))
-        return fold + 1, tf.where(masked, token_nats(model(tokens, masked), tokens), nats)
+        return fold + 1, tf.where(masked, _nats(model(tokens, masked), tokens), nats)
 
     nats = tf.zeros(tf.shape(tokens))
     nats.set_shape(tokens.shape)
     return tf.while_loop(lambda fold, _: fold < NUM_FOLDS, body, (0, nats))[1]
+
+
+def _nats(logits, tokens):
+    """float32[B,T,V], int32[B,T] -> float32[B,T]."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tokens, logits)
 
 
 def _folds(length: int) -> np.ndarray:

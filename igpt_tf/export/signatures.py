@@ -144,5 +144,5 @@ def _checks(**arguments) -> list:
 
 
 def _check_given(num_given, length: int):
-    message = f"num_given must be 0 to {length}, the image's pixels. Received: num_given="
+    message = f"num_given must be 0 to {length}, the pixels of an image. Received: num_given="
     return tf.Assert((num_given >= 0) & (num_given <= length), [message, num_given])

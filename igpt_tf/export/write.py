@@ -8,6 +8,7 @@ import tensorflow as tf
 from igpt_tf.errors import InputError
 from igpt_tf.export import metadata as metadata_file
 from igpt_tf.export.signatures import pretrained
+from igpt_tf.export.weights import name_of
 
 
 def write(
@@ -68,17 +69,12 @@ def write_folder(path: str, model, signatures: dict, description: dict, palette)
     return path
 
 
-def weight_name(variable) -> str:
-    """A weight's name inside the model, e.g. `block_0/attention/qkv_kernel`."""
-    return variable.path.split("/", 1)[1]
-
-
 class _Served(tf.Module):
     """Holds what the signatures use: each weight once, by its name."""
 
     def __init__(self, model, signatures):
         super().__init__()
-        self.weights = {weight_name(weight): weight.value for weight in model.weights}
+        self.weights = {name_of(weight): weight.value for weight in model.weights}
         self.functions = signatures
 
 

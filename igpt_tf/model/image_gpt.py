@@ -47,9 +47,9 @@ class ImageGPT(keras.Model):
         num_heads: int,
         causal: bool = True,
         recompute: bool = False,
-        **kwargs,
+        name: str = "image_gpt",  # constant: checkpoints name the optimizer's slots after it
     ):
-        super().__init__(**kwargs)
+        super().__init__(name=name)
         _check_sizes(*image_size, vocabulary_size, num_layers, hidden_dim, num_heads)
         self.image_size = tuple(image_size)
         self.sequence_length = image_size[0] * image_size[1]

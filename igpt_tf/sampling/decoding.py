@@ -80,7 +80,7 @@ class Decoder:
         caches = self._fill(start, num_given, tokens, caches)
         first = tf.maximum(start, num_given)
         previous = tf.gather(tokens, tf.maximum(first - 1, 0), axis=1)
-        places = tf.range(start, end)
+        places = start + tf.range(self.length)
 
         def body(position, previous, row, caches):
             logits, caches = self._step(position, previous, caches)
@@ -108,7 +108,7 @@ class Decoder:
     def _given(self, start, tokens, caches):
         """Caches with the segment's keys and values, as if all of it were given."""
         h = tf.slice(self.model.embed(tokens), [0, start, 0], [-1, self.length, -1])
-        places = tf.range(start, start + self.length)
+        places = start + tf.range(self.length)
         visible = tf.range(start + self.length) <= places[:, None]
         return self._advance(h, caches, _join, visible)[1]
 

@@ -26,6 +26,6 @@ def check_given(num_given: int, sequence_length: int) -> None:
     """Checks the number of kept pixels. Raises: InputError."""
     if not 0 <= num_given <= sequence_length:
         raise InputError(
-            f"num_given must be 0 to {sequence_length}, the image's pixels. "
+            f"num_given must be 0 to {sequence_length}, the pixels of an image. "
             f"Received: num_given={num_given}"
         )

@@ -35,9 +35,10 @@ class Checkpoints:
         self._step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_nats = tf.Variable(float("inf"), dtype="float64", trainable=False)
+        weights = _by_path(model.weights)
         self._state = tf.train.Checkpoint(
-            model=model,
-            optimizer=optimizer,
+            weights=weights,
+            optimizer=_by_path(optimizer.variables),
             step=self._step,
             best_step=self._best_step,
             best_nats=self._best_nats,
@@ -45,7 +46,7 @@ class Checkpoints:
         self._newest = tf.train.CheckpointManager(
             self._state, directory, max_to_keep=keep, checkpoint_name="ckpt"
         )
-        self._weights = tf.train.Checkpoint(model=model)
+        self._weights = tf.train.Checkpoint(weights=weights)
         # Two, because the newest checkpoint may still name the one before the last.
         self._best = tf.train.CheckpointManager(
             self._weights,
@@ -108,6 +109,14 @@ class Checkpoints:
                 f"--gin_param='train.export=\"last\"'. Received: {path}"
             )
         return self.best_step
+
+
+def _by_path(variables) -> dict[str, tf.Variable]:
+    """The variables by name, below the model's or optimizer's own.
+
+    By name, because `tf.train.Checkpoint` of a Keras model passes over layers held in a list.
+    """
+    return {variable.path.split("/", 1)[1]: variable.value for variable in variables}
 
 
 def _restored(checkpoint: tf.train.Checkpoint, path: str) -> bool:

@@ -1,11 +1,13 @@
 """Feeds a trainer: the pipelines of a source, cut to the replicas of a strategy."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from igpt_tf.data import pipeline
+from igpt_tf.data.sources import Examples
 from igpt_tf.palette import Palette
 from igpt_tf.training import strategies
 
@@ -38,7 +40,7 @@ class Feed:
         self._batch_size = batch_size
 
     def training(
-        self, examples, *, seed: int, first_step: int, augmentation: Sequence[Callable]
+        self, examples: Examples, *, seed: int, first_step: int, augmentation: Sequence[Callable]
     ) -> Iterator[dict]:
         """The batches of `first_step` and after, without end; a pure function of (seed, step)."""
 
@@ -57,7 +59,7 @@ class Feed:
         batches = strategies.distribute(self._strategy, shard_batches)
         return pipeline.iterate(batches, examples)
 
-    def evaluation(self, examples) -> Iterable[dict]:
+    def evaluation(self, examples: Examples) -> Iterable[dict]:
         """Every image once, in order, with the same random inputs at every pass."""
         draws = self._draws(examples, _EVALUATION_SEED)
 
@@ -67,7 +69,7 @@ class Feed:
             )
             return batches.enumerate().map(lambda step, batch: {**batch, **draws(step)})
 
-        return strategies.distribute(self._strategy, shard_batches)
+        return _Pass(strategies.distribute(self._strategy, shard_batches), examples)
 
     def _draws(self, examples, seed):
         length = int(np.prod(examples.image_size))
@@ -76,7 +78,18 @@ class Feed:
         )
 
 
-def subset(examples, number: int | None):
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """Batches that can be gone through again and again; an unreadable file is named."""
+
+    batches: Iterable[dict]
+    examples: Examples
+
+    def __iter__(self):
+        return pipeline.iterate(self.batches, self.examples)
+
+
+def subset(examples: Examples, number: int | None) -> Examples:
     """A fixed random subset of at most `number` examples; all of them if None."""
     if number is None or number >= len(examples):
         return examples

@@ -1,0 +1,179 @@
+"""OpenAI's published Image GPT: TF1 checkpoints, autoregressive and BERT."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from igpt_tf.convert import inventory
+from igpt_tf.errors import InputError
+from igpt_tf.model import ImageGPT
+
+# Path components of what training leaves beside the weights.
+_TRAINING_STATE = {
+    "Adam",
+    "Adam_1",
+    "AdamWeightDecayOptimizer",
+    "AdamWeightDecayOptimizer_1",
+    "ExponentialMovingAverage",
+    "_step",
+    "adam_m",
+    "adam_v",
+    "beta1_power",
+    "beta2_power",
+    "global_step",
+}
+_HEAD = "clf"
+_SCOPE = "model/"
+
+
+class OpenAICheckpoint:
+    """A checkpoint of openai/image-gpt, opened and checked; `load` reads the weights.
+
+    Depth, width, heads, context and vocabulary come from the variables' shapes. A checkpoint
+    without `sos` is a BERT one.
+
+    Args:
+        path: The checkpoint's prefix, such as `model.ckpt-1000000` (with or without `.index`).
+
+    Attributes:
+        config: The arguments of `ImageGPT`.
+        step: The training step in the file's name, 0 if there is none.
+        ignored: Names of the variables that are no part of the network: the optimizer's state
+            and a classification head (`clf`).
+
+    Raises:
+        InputError: A file is absent or broken; a variable is missing, left over or misshapen.
+
+    Source: openai/image-gpt `src/model.py`.
+    """
+
+    def __init__(self, path: str):
+        self.path = path.removesuffix(".index")
+        self.step = int((re.findall(r"-(\d+)$", self.path) or [0])[0])
+        _check_files(self.path)
+        self._reader = self._guard(tf.train.load_checkpoint, self.path)
+        stored = self._reader.get_variable_to_shape_map()
+        self._scope = _SCOPE if f"{_SCOPE}wte" in stored else ""
+        self.ignored = sorted(filter(self._is_no_weight, stored))
+        found = {
+            name.removeprefix(self._scope): tuple(shape)
+            for name, shape in sorted(stored.items())
+            if name not in self.ignored
+        }
+        self.config = _infer_config(found, self.path)
+        inventory.compare(_shapes(self.config), found, self.path)
+        self._check_dtypes()
+
+    def load(self) -> ImageGPT:
+        """Reads the weights, one variable at a time.
+
+        Raises:
+            InputError: A shard is truncated or its checksum wrong.
+        """
+        model = ImageGPT(**self.config)
+        for variable, value in self._values(model):
+            variable.assign(value)
+        return model
+
+    def _values(self, model: ImageGPT) -> Iterator[tuple]:
+        """Pairs (variable of ours, float32 array of its shape)."""
+        yield model.token_embedding, self._read("wte")
+        yield model.position_embedding, self._read("wpe")
+        yield model.output_embedding, self._read("wtet")
+        if model.causal:
+            yield model.sos, self._read("sos")
+        for i, block in enumerate(model.blocks):
+            yield block.attention_norm.scale, self._read(f"h{i}/ln_1/g")
+            yield block.attention.qkv_kernel, self._read_qkv(f"h{i}/attn")
+            # [heads, head_dim, D], summed over the first two: rows are head-major already.
+            projection = self._read(f"h{i}/attn/c_proj")
+            yield block.attention.output_kernel, projection.reshape(-1, model.hidden_dim)
+            yield block.mlp_norm.scale, self._read(f"h{i}/ln_2/g")
+            yield block.mlp.input_kernel, self._read(f"h{i}/mlp/c_fc/w")
+            yield block.mlp.output_kernel, self._read(f"h{i}/mlp/c_proj/w")
+        yield model.final_norm.scale, self._read("ln_f/g")
+
+    def _read_qkv(self, scope: str) -> np.ndarray:
+        """Three [heads, head_dim, D] matrices, summed over the last axis -> float32[D,3D]."""
+        parts = [self._read(f"{scope}/{name}_proj") for name in "qkv"]
+        return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).T
+
+    def _read(self, name: str) -> np.ndarray:
+        return self._guard(self._reader.get_tensor, self._scope + name)
+
+    def _guard(self, read, *arguments):
+        """Calls `read`; TensorFlow's complaints about the files become the user's."""
+        try:
+            return read(*arguments)
+        except (tf.errors.OpError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the checkpoint cannot be read, a file is incomplete or damaged ({reason}); "
+                f"fetch it again. Received: path={self.path}"
+            ) from None
+
+    def _is_no_weight(self, name: str) -> bool:
+        parts = name.removeprefix(self._scope).split("/")
+        return parts[0] == _HEAD or not _TRAINING_STATE.isdisjoint(parts)
+
+    def _check_dtypes(self) -> None:
+        dtypes = self._reader.get_variable_to_dtype_map()
+        other = sorted(n for n, t in dtypes.items() if n not in self.ignored and t != tf.float32)
+        if other:
+            raise InputError(
+                f"the weights must be float32. Received: {other[0]} of {dtypes[other[0]].name}, "
+                f"path={self.path}"
+            )
+
+
+def _check_files(path: str) -> None:
+    """Raises: InputError naming the first absent file of a checkpoint."""
+    shards = sorted(glob.glob(f"{glob.escape(path)}.data-*-of-*"))
+    count = int(shards[0].rsplit("-", 1)[1]) if shards else 1
+    names = [f"{path}.data-{i:05d}-of-{count:05d}" for i in range(count)]
+    for name in (f"{path}.index", *names):
+        if not os.path.isfile(name):
+            raise InputError(
+                "a file of the checkpoint does not exist; --checkpoint takes the part that the "
+                f"names of its files share, such as DIR/model.ckpt-1000000. Received: {name}"
+            )
+
+
+def _infer_config(found: inventory.Shapes, path: str) -> dict:
+    """The arguments of `ImageGPT`, from the shapes of three variables and the number of blocks."""
+    ranks = {"wte": 2, "wpe": 2, "h0/attn/q_proj": 3}
+    absent = [name for name, rank in ranks.items() if len(found.get(name, ())) != rank]
+    if absent:
+        raise InputError(
+            f"not an Image GPT checkpoint: it has no {', '.join(absent)} of the published "
+            f"layout. Received: path={path}"
+        )
+    blocks = {int(name.split("/")[0][1:]) for name in found if re.match(r"h\d+/", name)}
+    return {
+        "image_size": inventory.square_image(found["wpe"][0], path),
+        "vocabulary_size": found["wte"][0],
+        "num_layers": max(blocks) + 1,
+        "hidden_dim": found["wte"][1],
+        "num_heads": found["h0/attn/q_proj"][0],
+        "causal": "sos" in found,
+    }
+
+
+def _shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every variable of the network, without the scope."""
+    dim, heads = config["hidden_dim"], config["num_heads"]
+    vocabulary, (height, width) = config["vocabulary_size"], config["image_size"]
+    shapes = {"wte": (vocabulary, dim), "wpe": (height * width, dim), "wtet": (vocabulary, dim)}
+    if config["causal"]:
+        shapes["sos"] = (dim,)
+    for i in range(config["num_layers"]):
+        shapes[f"h{i}/ln_1/g"] = shapes[f"h{i}/ln_2/g"] = (dim,)
+        for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+            shapes[f"h{i}/attn/{name}"] = (heads, dim // heads, dim)
+        shapes[f"h{i}/mlp/c_fc/w"] = (dim, 4 * dim)
+        shapes[f"h{i}/mlp/c_proj/w"] = (4 * dim, dim)
+    return shapes | {"ln_f/g": (dim,)}

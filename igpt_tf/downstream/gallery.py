@@ -1,0 +1,153 @@
+"""Pictures of what a SavedModel paints, written into a folder."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from igpt_tf.data import Source
+from igpt_tf.downstream import painting, report
+from igpt_tf.errors import InputError
+from igpt_tf.export.load import SavedModel
+from igpt_tf.pictures import grid, write_animation, write_png
+
+_UNPAINTED = 160  # grey
+_MOST_FRAMES = 128
+
+
+def write_samples(
+    saved_model: str,
+    workdir: str,
+    *,
+    num_images: int,
+    seed: int,
+    choice: painting.Choice,
+    batch_size: int,
+    animate: bool,
+) -> str:
+    """Writes `samples.png`, the single images and, if wanted, `samples.gif`.
+
+    Args:
+        saved_model: Path of the model.
+        workdir: Where the pictures go.
+        num_images: N.
+        seed: Image i is that of seed + i.
+        choice: Of the pixels.
+        batch_size: Images at a time.
+        animate: Write the GIF too.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        InputError: The model cannot sample, or an argument is out of range.
+    """
+    _check_positive(num_images=num_images, batch_size=batch_size)
+    painted = painting.sample(
+        SavedModel(saved_model), num_images, seed=seed, choice=choice, batch_size=batch_size
+    )
+    return _written(workdir, "samples", painted, grid(painted), seed, 0, animate)
+
+
+def write_completions(
+    saved_model: str,
+    workdir: str,
+    *,
+    images: list[str] | None,
+    source: Source | None,
+    num_images: int,
+    num_given: str,
+    completions: int,
+    seed: int,
+    choice: painting.Choice,
+    batch_size: int,
+    animate: bool,
+) -> str:
+    """Writes `completions.png`, a row an image, the single images and, if wanted, the GIF.
+
+    Args:
+        images: Files and folders to complete; None for held-out images of `source`.
+        source: A data set; None for the one the model was trained on.
+        num_images: Images to complete at most.
+        num_given: As text, see `painting.given_pixels`.
+        completions: Of each image.
+        saved_model, workdir, seed, choice, batch_size, animate: As in `write_samples`.
+
+    Raises:
+        InputError: The images do not fit the model, or an argument is out of range.
+    """
+    _check_positive(num_images=num_images, completions=completions, batch_size=batch_size)
+    model = SavedModel(saved_model)
+    given = painting.given_pixels(num_given, model.image_size)
+    originals = painting.originals(model, images, source, num_images)
+    painted = painting.complete(
+        model,
+        originals.repeat(completions, axis=0),
+        given,
+        seed=seed,
+        choice=choice,
+        batch_size=batch_size,
+    )
+    picture = completion_grid(originals, painted, given)
+    return _written(workdir, "completions", painted, picture, seed, given, animate)
+
+
+def partly_given(images: np.ndarray, num_given: int) -> np.ndarray:
+    """`images` uint8[N,H,W,3] with all but the first `num_given` raster pixels grey."""
+    pixels = images.reshape(len(images), -1, 3).copy()
+    pixels[:, num_given:] = _UNPAINTED
+    return pixels.reshape(images.shape)
+
+
+def completion_grid(originals: np.ndarray, painted: np.ndarray, num_given: int) -> np.ndarray:
+    """A row for each original: original | what was given | its completions.
+
+    Args:
+        originals: uint8[N,H,W,3].
+        painted: uint8[N*R,H,W,3], R completions of each, one after the other.
+        num_given: Raster pixels.
+    """
+    completions = painted.reshape(len(originals), -1, *originals.shape[1:])
+    given = partly_given(originals, num_given)
+    rows = np.concatenate([originals[:, None], given[:, None], completions], axis=1)
+    return grid(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+
+
+def painting_frames(images: np.ndarray, num_given: int = 0) -> Iterator[np.ndarray]:
+    """Yields pictures uint8[H',W',3] of `images` being painted in raster order."""
+    length = images.shape[1] * images.shape[2]
+    num_frames = min(_MOST_FRAMES, length - num_given) + 1
+    for painted in np.linspace(num_given, length, num_frames).round().astype(int):
+        yield grid(partly_given(images, painted))
+
+
+def write_singles(folder: str, images: np.ndarray, seed: int) -> None:
+    """Writes `seed_00017.png`, ... for images uint8[N,H,W,3], at their own size."""
+    for number, image in enumerate(images, start=seed):
+        write_png(os.path.join(folder, f"seed_{number:05d}.png"), image)
+
+
+def _written(
+    workdir: str,
+    name: str,
+    painted: np.ndarray,
+    picture: np.ndarray,
+    seed: int,
+    num_given: int,
+    animate: bool,
+) -> str:
+    """Writes the files; says where they are."""
+    path = os.path.join(report.make_workdir(workdir), name)
+    write_png(f"{path}.png", picture)
+    write_singles(path, painted, seed)
+    lines = [f"grid           {path}.png", f"single images  {path}{os.sep}"]
+    if animate:
+        write_animation(f"{path}.gif", list(painting_frames(painted, num_given)))
+        lines.append(f"animation      {path}.gif")
+    return "\n".join(lines)
+
+
+def _check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if value < 1:
+            raise InputError(f"{name} is at least 1. Received: {name}={value}")

@@ -1,0 +1,80 @@
+"""Claims about what is kept: everything to go on from, and the best weights."""
+
+import keras
+import numpy as np
+import pytest
+
+from igpt_tf.errors import InputError
+from igpt_tf.model import ImageGPT
+from igpt_tf.training.checkpoints import Checkpoints
+
+
+def new_state(directory, seed=0):
+    keras.utils.set_random_seed(seed)
+    model = ImageGPT(image_size=(2, 2), vocabulary_size=3, num_layers=2, hidden_dim=4, num_heads=2)
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(model.trainable_variables)
+    return model, optimizer, Checkpoints(str(directory), model, optimizer, keep=2)
+
+
+def fill(model, optimizer, value):
+    for variable in (*model.weights, *optimizer.variables):
+        variable.assign(np.full(variable.shape, value))
+
+
+def values(*owners):
+    variables = [v for owner in owners for v in getattr(owner, "weights", None) or owner.variables]
+    return {float(x) for variable in variables for x in np.unique(variable.numpy())}
+
+
+def test_every_weight_and_every_slot_of_the_optimizer_comes_back(tmp_path):
+    model, optimizer, checkpoints = new_state(tmp_path)
+    fill(model, optimizer, 3)
+    checkpoints.save(7)
+    model, optimizer, checkpoints = new_state(tmp_path, seed=1)
+    assert checkpoints.restore_newest() == 7
+    assert values(model) == {3.0}
+    assert {float(np.max(v.numpy())) for v in optimizer.variables} == {3.0}
+
+
+def test_the_best_held_out_weights_come_back_whatever_came_after(tmp_path):
+    model, optimizer, checkpoints = new_state(tmp_path)
+    for step, nats in ((1, 2.0), (2, 1.0), (3, 1.5)):
+        fill(model, optimizer, step)
+        checkpoints.note_heldout(step, nats)
+        checkpoints.save(step)
+    assert checkpoints.restore_best() == 2
+    assert values(model) == {2.0}
+    model, optimizer, resumed = new_state(tmp_path, seed=1)
+    assert resumed.restore_newest() == 3
+    assert (resumed.best_step, resumed.best_nats) == (2, 1.0)
+    assert resumed.restore_best() == 2 and values(model) == {2.0}
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    _, _, checkpoints = new_state(tmp_path)
+    for step in range(1, 5):
+        checkpoints.save(step)
+    assert {path.name for path in tmp_path.glob("ckpt-*.index")} == {"ckpt-3.index", "ckpt-4.index"}
+
+
+def test_without_checkpoints_a_run_starts_at_step_zero(tmp_path):
+    assert new_state(tmp_path)[2].restore_newest() == 0
+
+
+def test_if_all_checkpoints_are_damaged_the_run_stops_instead_of_starting_anew(tmp_path):
+    _, _, checkpoints = new_state(tmp_path)
+    checkpoints.save(1)
+    next(tmp_path.glob("ckpt-1.data*")).write_bytes(b"")
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        new_state(tmp_path)[2].restore_newest()
+
+
+def test_a_checkpoint_of_another_model_is_not_taken(tmp_path):
+    _, _, checkpoints = new_state(tmp_path)
+    checkpoints.save(1)
+    model = ImageGPT(image_size=(2, 2), vocabulary_size=3, num_layers=3, hidden_dim=4, num_heads=2)
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(model.trainable_variables)
+    with pytest.raises(InputError, match="damaged"):
+        Checkpoints(str(tmp_path), model, optimizer, keep=2).restore_newest()
