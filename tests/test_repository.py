@@ -27,6 +27,7 @@ EVERYTHING = LEAVES | {
     "model",
     "objectives",
     "palette",
+    "pictures",
     "sampling",
     "training",
 }
@@ -37,12 +38,13 @@ ROOMS = {
     "errors": set(),
     "program": {"errors"},
     "palette": {"errors"},
+    "pictures": {"errors"},
     "data": {"errors", "palette"},
     "model": {"errors"},
     "objectives": {"errors"},
     "training": EVERYTHING - {"downstream", "export", "convert"},
     "sampling": {"model", "palette", "errors"},
-    "downstream": {"data", "model", "objectives", "training", "export", "palette", "errors"},
+    "downstream": EVERYTHING - {"convert"},
     "export": {"model", "sampling", "palette", "data", "errors"},
     "convert": {"model", "export", "palette", "errors"},
 }

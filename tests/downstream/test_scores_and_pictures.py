@@ -1,0 +1,163 @@
+"""Claims about scores, samples, completions and palettes, from a SavedModel to files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from igpt_tf import pictures
+from igpt_tf.data import digits
+from igpt_tf.downstream import evaluation, gallery, painting, palettes
+from igpt_tf.errors import InputError
+from igpt_tf.export.load import SavedModel
+from igpt_tf.palette import Palette
+from tests.downstream.tiny import write_tiny
+
+CHOICE = painting.Choice()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return SavedModel(write_tiny(tmp_path_factory.mktemp("model") / "export" / "0"))
+
+
+def test_an_untrained_model_is_as_surprised_as_a_uniform_guess_at_every_pixel(model):
+    report, surprise = evaluation.evaluate(
+        model, source=None, split="valid", tokens=None, batch_size=100
+    )
+    assert report["num_images"] == 360
+    assert report["nats_per_token"] == pytest.approx(np.log(17), abs=1e-5)
+    assert report["standard_error"] == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(surprise, np.full((8, 8), np.log(17)), atol=1e-5)
+
+
+def test_tokens_score_as_the_images_they_stand_for(model, tmp_path):
+    path = tmp_path / "tokens.npy"
+    np.save(path, model.palette.encode(digits().valid.images))
+    report, _ = evaluation.evaluate(model, source=None, split="", tokens=str(path), batch_size=64)
+    assert report["num_images"] == 360
+    tokens = evaluation.load_tokens(str(path), model)
+    images = np.concatenate(list(evaluation.token_batches(model, tokens, 64)))
+    np.testing.assert_array_equal(model.palette.encode(images), tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.full((2, 64), 17), "between 0 and 16"),
+        (np.zeros((2, 65), "int32"), r"integers \[N, 64\]"),
+        (np.zeros((2, 64)), r"integers \[N, 64\]"),
+    ],
+)
+def test_tokens_that_do_not_fit_the_model_are_refused(model, tmp_path, tokens, message):
+    np.save(tmp_path / "tokens.npy", tokens)
+    with pytest.raises(InputError, match=message):
+        evaluation.load_tokens(str(tmp_path / "tokens.npy"), model)
+
+
+def test_tokens_of_a_palette_with_two_equal_colours_are_refused():
+    grey = Palette.grey(17).centroids.copy()
+    grey[5] = grey[4] + 1e-4
+    with pytest.raises(InputError, match="belongs to another token"):
+        evaluation._check_round_trip(Palette(grey), np.arange(17))
+
+
+def test_a_part_the_data_set_lacks_is_refused():
+    with pytest.raises(InputError, match="parts train, valid"):
+        evaluation.choose_split(digits(), "test")
+
+
+def test_an_image_of_a_seed_is_the_same_in_any_batch(model):
+    whole = painting.sample(model, 5, seed=3, choice=CHOICE, batch_size=5)
+    parts = painting.sample(model, 5, seed=3, choice=CHOICE, batch_size=2)
+    later = painting.sample(model, 1, seed=7, choice=CHOICE, batch_size=2)
+    np.testing.assert_array_equal(whole, parts)
+    np.testing.assert_array_equal(whole[4:], later)
+
+
+def test_a_completion_keeps_the_given_rows(model):
+    images = digits().valid.images[:3]
+    completed = painting.complete(model, images, 24, seed=0, choice=CHOICE, batch_size=2)
+    shown = model.palette.decode(model.palette.encode(images), (8, 8))
+    np.testing.assert_array_equal(completed[:, :3], shown[:, :3])
+    assert (completed[:, 3:] != shown[:, 3:]).any()
+
+
+def test_num_given_is_a_share_of_the_image_or_whole_rows():
+    assert painting.given_pixels("0.5", (8, 6)) == 24
+    assert painting.given_pixels("3", (8, 6)) == 18
+    assert painting.given_pixels("1.0", (8, 6)) == 48
+    for wrong in ("9", "1.5", "-1", "half"):
+        with pytest.raises(InputError, match="num_given"):
+            painting.given_pixels(wrong, (8, 6))
+
+
+def test_single_images_are_named_by_the_seed_that_paints_them(model, tmp_path):
+    common = {"choice": CHOICE, "batch_size": 4, "animate": True}
+    gallery.write_samples(model.path, str(tmp_path), num_images=3, seed=17, **common)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["seed_00017.png", "seed_00018.png", "seed_00019.png"]
+    single = np.asarray(Image.open(tmp_path / "samples" / "seed_00018.png"))
+    [same] = painting.sample(model, 1, seed=18, choice=CHOICE, batch_size=1)
+    np.testing.assert_array_equal(single, same)
+    with Image.open(tmp_path / "samples.gif") as animation:
+        assert animation.n_frames > 32  # frames that do not differ are merged
+
+
+def test_a_row_of_completions_begins_with_the_original_and_what_was_given():
+    originals = np.full((2, 4, 4, 3), 50, "uint8")
+    painted = np.full((6, 4, 4, 3), 200, "uint8")
+    picture = gallery.completion_grid(originals, painted, 8)
+    tile = 4 * (96 // 4)
+    gap = (picture.shape[1] - 5 * tile) // 6
+    left = [gap + place * (tile + gap) for place in range(5)]
+    assert [int(picture[gap, x, 0]) for x in left] == [50, 50, 200, 200, 200]
+    assert [int(picture[gap + tile - 1, x, 0]) for x in left] == [50, 160, 200, 200, 200]
+
+
+def test_images_to_complete_come_from_files_and_folders(tmp_path):
+    for name, value in (("a.png", 10), ("b.png", 20), ("notes.txt", 0)):
+        if name.endswith("png"):
+            pictures.write_png(str(tmp_path / name), np.full((16, 12, 3), value, "uint8"))
+        else:
+            (tmp_path / name).touch()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    paths = [str(tmp_path / "b.png"), str(tmp_path)]
+    images = painting.load_images(paths, (8, 8), 9)
+    assert images[:, 0, 0, 0].tolist() == [20, 10, 20]
+    with pytest.raises(InputError, match="no images"):
+        painting.load_images([str(empty)], (8, 8), 9)
+    with pytest.raises(InputError, match="smaller than image_size"):
+        painting.load_images(paths, (32, 32), 9)
+
+
+def test_a_grid_shows_every_image_whole_and_in_order():
+    images = np.arange(5, dtype="uint8")[:, None, None, None] * np.ones((1, 2, 3, 3), "uint8")
+    picture = pictures.grid(images, columns=2, scale=4)
+    gap = 1
+    assert picture.shape == (3 * (8 + gap) + gap, 2 * (12 + gap) + gap, 3)
+    assert picture[gap, gap, 0] == 0 and picture[gap, gap + 12 + gap, 0] == 1
+    assert (picture[-gap - 8 : -gap, gap : gap + 12] == 4).all()
+    assert (picture[-gap - 8 : -gap, gap + 12 :] == 255).all()
+
+
+def test_a_palette_of_all_colours_shows_images_perfectly():
+    images = digits().valid.images
+    exact = palettes.measure(Palette.grey(17), images)
+    coarse = palettes.measure(Palette.grey(3), images)
+    assert exact["used_colours"] == 17 and coarse["used_colours"] == 3
+    assert exact["psnr"] > 45 > 25 > coarse["psnr"]
+    picture = palettes.before_and_after(Palette.grey(17), images)
+    gap = (len(picture) - 2 * 96) // 3
+    np.testing.assert_array_equal(picture[gap : gap + 96], picture[2 * gap + 96 : -gap])
+
+
+def test_a_palette_of_real_photographs_is_good_to_the_eye():
+    from sklearn.datasets import load_sample_images
+
+    photographs = [image[:384:6, :576:6] for image in load_sample_images().images]
+    images = np.stack(photographs)
+    palette = Palette.fit(images, 64)
+    report = palettes.measure(palette, images)
+    assert report["used_colours"] == 64
+    assert report["psnr"] > 26
