@@ -1,0 +1,50 @@
+"""Nats per token of a SavedModel on a data set, and where in the image they fall.
+
+python -m tools.evaluate --saved_model=DIR --workdir=DIR [--split=test]
+python -m tools.evaluate --saved_model=DIR --workdir=DIR --tokens=FILE.npy
+
+Another data set: --gin_param='evaluate.source=@cifar10()' --gin_param='cifar10.directory="..."'
+"""
+
+import os
+
+import gin
+from absl import flags
+
+from igpt_tf import config, program
+
+flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("workdir", None, "Where the numbers and the picture go.")
+flags.DEFINE_string("split", "valid", "The part of the data set: train, valid or test.")
+flags.DEFINE_string("tokens", None, "Tokens int[N,T] of the model's palette, instead of images.")
+
+
+@gin.configurable
+def evaluate(*, saved_model, workdir, split, tokens, source=None, batch_size=32):
+    """See `igpt_tf.downstream.evaluation`; `source` is built by gin."""
+    from igpt_tf.downstream import evaluation, plots, report, summary
+    from igpt_tf.export.load import SavedModel
+
+    config.refuse_unread_bindings()
+    result, surprise = evaluation.evaluate(
+        SavedModel(saved_model), source=source, split=split, tokens=tokens, batch_size=batch_size
+    )
+    report.make_workdir(workdir)
+    report.write_json(os.path.join(workdir, "evaluate.json"), result)
+    plots.surprise(os.path.join(workdir, "evaluate.png"), surprise, summary.title(result))
+    print(summary.of_evaluation(result))
+
+
+def main() -> None:
+    """Flags -> configuration -> `evaluate`."""
+    program.require_flags("saved_model", "workdir")
+    program.import_tensorflow()
+    import igpt_tf.downstream  # noqa: F401 - registers what gin may name
+
+    config.parse_flags()
+    names = ("saved_model", "workdir", "split", "tokens")
+    evaluate(**{name: flags.FLAGS[name].value for name in names})
+
+
+if __name__ == "__main__":
+    program.run(main)
