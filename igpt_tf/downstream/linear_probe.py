@@ -35,7 +35,8 @@ def linear_probe(
         source: Labelled images; None for those the model was trained on.
         solver: Fits the classifiers.
         num_layers: More than 1: also probe so many layers side by side around the best.
-        num_train: Use so many random training images; all if None.
+        num_train: Use so many random training images, all if None; the second fit adds the
+            held-out part to them.
         batch_size: Images at a time through the network.
         seed: Of the choice of training images and of the random network.
 
