@@ -13,9 +13,9 @@ import pytest
 RUN = "gin/runs/digits_tiny_ar.gin"
 SHORT = (
     "train.num_steps=12",
-    "train.evaluate_every=4",
-    "train.checkpoint_every=4",
-    "train.draw_every=0",
+    "cadence.evaluate_every=4",
+    "cadence.checkpoint_every=4",
+    "cadence.draw_every=0",
     "train.batch_size=16",
     "build_optimizer.warmup_steps=2",
     "build_model.num_layers=2",

@@ -1,9 +1,11 @@
 """What a run does besides its steps, each at its own period: report, evaluate, draw."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable
 
+import gin
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -15,6 +17,28 @@ from igpt_tf.sampling import Sampler
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
+
+
+@gin.register("cadence")
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """How often a run does what, in optimizer steps; 0 is never.
+
+    Attributes:
+        log_every: Period of the training loss.
+        evaluate_every: Period of the held-out loss.
+        checkpoint_every: Period of the checkpoints.
+        draw_every: Period of the pictures.
+        keep_checkpoints: How many of the newest checkpoints stay.
+        num_heldout_images: Size of the fixed subset that evaluations use; None for all.
+    """
+
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    draw_every: int = 0
+    keep_checkpoints: int = 3
+    num_heldout_images: int | None = None
 
 
 class Report:

@@ -18,7 +18,9 @@ class Checkpoints:
     Files: `ckpt-STEP.*`, the newest `keep`; `best-STEP.*`, the weights of the best held-out step.
 
     Args:
-        directory: The workdir's `checkpoints` folder.
+        directory: The workdir's `checkpoints` folder, to restore from.
+        written_to: Where to write, if not there: workers other than the chief must save too, but
+            into a folder of their own.
         model: The model, built.
         optimizer: The optimizer, built.
         keep: How many of the newest checkpoints stay.
@@ -31,7 +33,10 @@ class Checkpoints:
         optimizer: keras.optimizers.Optimizer,
         *,
         keep: int,
+        written_to: str | None = None,
     ):
+        written_to = written_to or directory
+        self._directory = directory
         self._step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_nats = tf.Variable(float("inf"), dtype="float64", trainable=False)
@@ -44,13 +49,13 @@ class Checkpoints:
             best_nats=self._best_nats,
         )
         self._newest = tf.train.CheckpointManager(
-            self._state, directory, max_to_keep=keep, checkpoint_name="ckpt"
+            self._state, written_to, max_to_keep=keep, checkpoint_name="ckpt"
         )
         self._weights = tf.train.Checkpoint(weights=weights)
         # Two, because the newest checkpoint may still name the one before the last.
         self._best = tf.train.CheckpointManager(
             self._weights,
-            os.path.join(directory, "best"),
+            os.path.join(written_to, "best"),
             max_to_keep=2,
             checkpoint_name="best",
         )
@@ -78,14 +83,15 @@ class Checkpoints:
         Raises:
             InputError: There are checkpoints and all are damaged.
         """
-        for path in reversed(self._newest.checkpoints):
+        paths = _paths(self._directory)
+        for path in reversed(paths):
             if _restored(self._state, path):
                 return int(self._step.numpy())
             logging.warning("checkpoint %s is damaged; trying the one before", path)
-        if self._newest.checkpoints:
+        if paths:
             raise InputError(
                 "every checkpoint is damaged; remove the folder to start anew. "
-                f"Received: {self._newest.directory}"
+                f"Received: {self._directory}"
             )
         return 0
 
@@ -102,13 +108,19 @@ class Checkpoints:
         Raises:
             InputError: The file is damaged.
         """
-        path = os.path.join(self._best.directory, f"best-{self.best_step}")
+        path = os.path.join(self._directory, "best", f"best-{self.best_step}")
         if not _restored(self._weights, path):
             raise InputError(
                 "the best held-out weights are damaged; export the last with "
                 f"--gin_param='train.export=\"last\"'. Received: {path}"
             )
         return self.best_step
+
+
+def _paths(directory: str) -> list[str]:
+    """The checkpoints in a folder, oldest first."""
+    state = tf.train.get_checkpoint_state(directory)
+    return list(state.all_model_checkpoint_paths) if state else []
 
 
 def _by_path(variables) -> dict[str, tf.Variable]:

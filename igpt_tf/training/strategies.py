@@ -1,5 +1,7 @@
 """Where a run runs: one device, several of one host, several hosts, a TPU slice."""
 
+import contextlib
+import os
 from collections.abc import Callable
 
 import gin
@@ -15,18 +17,60 @@ def default_strategy() -> tf.distribute.Strategy:
 
 
 @gin.register
-def mirrored_strategy(*, devices: tuple[str, ...] | None = None) -> tf.distribute.Strategy:
-    """All accelerators of this host, or the named ones, for example ('GPU:0', 'GPU:1').
+def mirrored_strategy(
+    *, devices: tuple[str, ...] | None = None, logical_cpus: int | None = None
+) -> tf.distribute.Strategy:
+    """All accelerators of this host, or the named ones.
+
+    Args:
+        devices: For example ('GPU:0', 'GPU:1').
+        logical_cpus: Cut the CPU into so many devices and use those: to try out a distributed run.
 
     Raises:
         InputError: A device does not exist.
     """
     try:
+        if logical_cpus is not None:
+            parts = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, parts)
+            devices = tuple(f"CPU:{i}" for i in range(logical_cpus))
         return tf.distribute.MirroredStrategy(devices)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"these devices cannot be used together: {error} Received: devices={devices}"
         ) from None
+
+
+@gin.register
+def multi_worker_strategy(*, cluster: str = "tf_config") -> tf.distribute.Strategy:
+    """Several hosts, each started with the same command; the workdir is a shared folder.
+
+    Args:
+        cluster: How the hosts find each other: "tf_config" (the TF_CONFIG variable) or "slurm".
+
+    Raises:
+        InputError: `cluster` is another word, or the environment does not describe a cluster.
+    """
+    resolvers = {
+        "tf_config": tf.distribute.cluster_resolver.TFConfigClusterResolver,
+        "slurm": tf.distribute.cluster_resolver.SlurmClusterResolver,
+    }
+    if cluster not in resolvers:
+        raise InputError(
+            f"multi_worker_strategy.cluster is one of {', '.join(resolvers)}. Received: {cluster!r}"
+        )
+    try:
+        resolver = resolvers[cluster]()
+        workers = resolver.cluster_spec().as_dict().get("worker")
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"no cluster is described ({error}). Received: {cluster=}") from None
+    if not workers:
+        raise InputError(
+            "TF_CONFIG names no workers; set it on every host (README, Several devices). "
+            f"Received: TF_CONFIG={os.environ.get('TF_CONFIG', '')!r}"
+        )
+    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
 
 
 @gin.register
@@ -48,6 +92,45 @@ def tpu_strategy(*, address: str = "local") -> tf.distribute.Strategy:
             f"no TPU answers ({type(error).__name__}). Received: address={address}"
         ) from None
     return tf.distribute.TPUStrategy(resolver)
+
+
+def worker_index(strategy: tf.distribute.Strategy) -> int:
+    """Which host this process is, counted from 0; 0, the chief, writes the run's files."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.cluster_spec().as_dict().get("worker"):
+        return 0
+    return resolver.task_id
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns once every host has come here."""
+    strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones([])), axis=None)
+
+
+@contextlib.contextmanager
+def naming_a_lost_worker(strategy: tf.distribute.Strategy):
+    """Says in one line that another host went away, where TensorFlow raises its own errors.
+
+    Raises:
+        InputError: In the place of TensorFlow's error, with more than one host.
+    """
+    lost = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+    )
+    try:
+        yield
+    except lost as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        reason = " ".join(str(error.message).split())[:160]
+        raise InputError(
+            "another worker was lost; start all workers again and they resume from the newest "
+            f"checkpoint. Received: worker={worker_index(strategy)}, {reason}"
+        ) from None
 
 
 def has_accelerator() -> bool:

@@ -1,5 +1,7 @@
 """`train`: the root that gin configures. It builds the parts, runs the loop, exports the result."""
 
+import dataclasses
+import os
 from collections.abc import Callable, Sequence
 
 import gin
@@ -17,12 +19,12 @@ from igpt_tf.model import ImageGPT, count_parameters, outline
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
 from igpt_tf.training import loop, strategies
-from igpt_tf.training.actions import Draw, Evaluate, Report
+from igpt_tf.training.actions import Cadence, Draw, Evaluate, Report
 from igpt_tf.training.baselines import token_baselines
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.feeding import Feed, subset
 from igpt_tf.training.summaries import Summaries
-from igpt_tf.training.trainer import Trainer
+from igpt_tf.training.trainer import StepOptions, Trainer
 from igpt_tf.training.workdir import Workdir
 
 _NUM_PICTURES = 8
@@ -39,22 +41,15 @@ def train(
     build_model: Callable[..., ImageGPT],
     build_optimizer: Callable[..., keras.optimizers.Optimizer],
     strategy: tf.distribute.Strategy,
+    step_options: StepOptions,
+    cadence: Cadence,
     num_steps: int,
     batch_size: int,
     seed: int = 0,
     augmentation: Sequence[Callable] = (),
-    accumulation: int = 1,
-    clip_norm: float | None = None,
     precision: str = "float32",
     quantize_on: str = "auto",
-    jit_compile: bool | None = None,
     export: str = "best",
-    log_every: int = 50,
-    evaluate_every: int = 500,
-    checkpoint_every: int = 500,
-    draw_every: int = 0,
-    keep_checkpoints: int = 3,
-    num_heldout_images: int | None = None,
     dry_run: bool = False,
 ) -> None:
     """Pretrains a model, or goes on with it, and exports it. Durations are optimizer steps.
@@ -67,36 +62,26 @@ def train(
         build_model: Called with image_size and causal.
         build_optimizer: Called with num_steps and steps_per_epoch.
         strategy: Where to run.
+        step_options: How to carry out a step.
+        cadence: How often to report, evaluate, save and draw.
         num_steps: Length of the run.
         batch_size: Global batch size in images.
         seed: Fixes initial weights, order, augmentation and masks.
         augmentation: Functions of (images, seeds), applied in order.
-        accumulation: Parts that each replica's share of a batch is cut into, to save memory.
-        clip_norm: Largest norm of the whole batch's gradient; None does not clip.
         precision: "float32", or "mixed_bfloat16": matrices in bfloat16; weights, norms, softmax,
             logits and loss stay in float32.
         quantize_on: Where the palette is applied: "host", "device", or "auto", the device where
             there is an accelerator.
-        jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
-            is an accelerator (on CPUs TensorFlow's own kernels are faster, docs/performance.md).
         export: "best" exports the step with the lowest held-out loss, "last" the last.
-        log_every: Period of the training loss.
-        evaluate_every: Period of the held-out loss.
-        checkpoint_every: Period of the checkpoints.
-        draw_every: Period of the pictures; 0 for none.
-        keep_checkpoints: How many of the newest checkpoints stay.
-        num_heldout_images: Size of the fixed subset that periodic evaluations use; None for all.
         dry_run: Build and check everything, print the plan, train nothing.
 
     Raises:
         InputError: The configuration or the data is wrong, or the loss became non-finite.
     """
     _check_choice("export", export, ("best", "last"))
-    strategies.check_batch_size(strategy, batch_size, accumulation)
-    on_device = _quantizes_on_device(quantize_on)
-    if jit_compile is None:
-        jit_compile = strategies.has_accelerator()
     _check_choice("precision", precision, ("float32", "mixed_bfloat16"))
+    on_device = _quantizes_on_device(quantize_on)
+    strategies.check_batch_size(strategy, batch_size, step_options.accumulation)
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
 
@@ -105,49 +90,78 @@ def train(
 
     plan = outline(new_model)
     _check_vocabulary(palette, plan)
-    steps_per_epoch = -(-len(source.train) // batch_size)
-    optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    with strategy.scope():
+        steps_per_epoch = -(-len(source.train) // batch_size)
+        optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=steps_per_epoch)
     config.refuse_unread_bindings()
     print(_describe(plan, source, num_steps, batch_size))
     if dry_run:
         return
 
-    folder = Workdir(workdir)
+    folder = Workdir(workdir, strategies.worker_index(strategy))
     folder.claim(config.operative_text())
     if folder.result():
         print(f"this run is finished: {folder.file('result.json')}")
         return
     palette.save(folder.file("palette.npy"))
-
-    with strategy.scope():
-        model = new_model()
+    with strategies.naming_a_lost_worker(strategy), strategy.scope():
         trainer = Trainer(
-            model,
+            new_model(),
             objective,
             optimizer,
             palette,
             batch_size=batch_size,
-            accumulation=accumulation,
-            clip_norm=clip_norm,
-            jit_compile=jit_compile,
+            **dataclasses.asdict(step_options),
         )
-        checkpoints = Checkpoints(
-            folder.file("checkpoints"), model, optimizer, keep=keep_checkpoints
+        feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
+        checkpoints = _run_loop(
+            folder,
+            trainer,
+            feed,
+            source,
+            cadence,
+            num_steps=num_steps,
+            seed=seed,
+            augmentation=augmentation,
         )
+        best = export == "best" and cadence.evaluate_every
+        _finish(folder, trainer, feed, source, checkpoints.restore_best() if best else num_steps)
+
+
+def _run_loop(
+    folder: Workdir,
+    trainer: Trainer,
+    feed: Feed,
+    source: Source,
+    cadence: Cadence,
+    *,
+    num_steps: int,
+    seed: int,
+    augmentation: Sequence[Callable],
+) -> Checkpoints:
+    """Takes the steps that are left, with all that is done beside them."""
+    checkpoints = Checkpoints(
+        os.path.join(folder.run, "checkpoints"),
+        trainer.model,
+        trainer.optimizer,
+        keep=cadence.keep_checkpoints,
+        written_to=folder.file("checkpoints"),
+    )
     first_step = checkpoints.restore_newest()
+    strategies.wait_for_all(trainer.strategy)  # nobody writes before everybody has read
     summaries = Summaries(
         folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
     )
     summaries.text("config", config.operative_markdown())
-    feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
-    report = Report(summaries, batch_size=batch_size, first_step=first_step, num_steps=num_steps)
-    evaluate = Evaluate(
-        trainer, feed.evaluation(subset(source.valid, num_heldout_images)), checkpoints, summaries
+    report = Report(
+        summaries, batch_size=trainer.batch_size, first_step=first_step, num_steps=num_steps
     )
+    heldout = feed.evaluation(subset(source.valid, cadence.num_heldout_images))
+    evaluate = Evaluate(trainer, heldout, checkpoints, summaries)
     draw = Draw(
-        Sampler(model, jit_compile=strategies.has_accelerator()),
-        palette,
-        palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
+        Sampler(trainer.model, jit_compile=strategies.has_accelerator()),
+        trainer.palette,
+        trainer.palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
         summaries,
         lambda step: folder.file("samples", f"step_{step}.png"),
         seed=seed,
@@ -163,16 +177,16 @@ def train(
         first_step=first_step,
         num_steps=num_steps,
         actions=[
-            loop.Periodic(log_every, report),
-            loop.Periodic(evaluate_every, report.excluding(evaluate)),
-            loop.Periodic(checkpoint_every, report.excluding(save)),
-            loop.Periodic(draw_every, report.excluding(draw)),
+            loop.Periodic(cadence.log_every, report),
+            loop.Periodic(cadence.evaluate_every, report.excluding(evaluate)),
+            loop.Periodic(cadence.checkpoint_every, report.excluding(save)),
+            loop.Periodic(cadence.draw_every if folder.is_chief else 0, report.excluding(draw)),
         ],
         save=save,
     )
     report.close()
-    step = checkpoints.restore_best() if export == "best" and evaluate_every else num_steps
-    _finish(folder, trainer, feed, source, step)
+    strategies.wait_for_all(trainer.strategy)  # the chief's last files are whole
+    return checkpoints
 
 
 def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step: int) -> None:
@@ -183,6 +197,8 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
         for name, examples in splits.items()
         if examples is not None
     }
+    if not folder.is_chief:
+        return
     palette = trainer.palette
     write_saved_model(
         _in_float32(trainer.model),

@@ -1,11 +1,32 @@
 """The step: what happens to one batch. It knows nothing of cadence, files or time."""
 
+import dataclasses
 from collections.abc import Iterable
 
+import gin
 import keras
 import tensorflow as tf
 
 from igpt_tf.palette import Palette
+from igpt_tf.training import strategies
+
+
+@gin.register("step_options")
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How a step is carried out.
+
+    Attributes:
+        accumulation: Parts a replica's share of a batch is cut into, one after the other in
+            memory, before the one optimizer step.
+        clip_norm: Largest global norm of the whole batch's gradient; None does not clip.
+        jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
+            is an accelerator (on CPUs TensorFlow's own kernels are faster).
+    """
+
+    accumulation: int = 1
+    clip_norm: float | None = None
+    jit_compile: bool | None = None
 
 
 class Trainer:
@@ -19,10 +40,10 @@ class Trainer:
         optimizer: A Keras optimizer; its variables are created here.
         palette: Encodes images that arrive without tokens, on the device.
         batch_size: The global batch size.
-        accumulation: Parts a replica's share is cut into, one after the other in memory, before
-            the one optimizer step.
-        clip_norm: Largest global norm of the whole batch's gradient; None does not clip.
-        jit_compile: Whether XLA compiles the forward and backward pass.
+        accumulation, clip_norm, jit_compile: See `StepOptions`.
+
+    Raises:
+        InputError: The batch does not cut evenly into replicas and their parts.
     """
 
     def __init__(
@@ -35,7 +56,7 @@ class Trainer:
         batch_size: int,
         accumulation: int = 1,
         clip_norm: float | None = None,
-        jit_compile: bool = True,
+        jit_compile: bool | None = None,
     ):
         self.model = model
         self.objective = objective
@@ -45,6 +66,8 @@ class Trainer:
         self.accumulation = accumulation
         self.clip_norm = clip_norm
         self.strategy = tf.distribute.get_strategy()
+        strategies.check_batch_size(self.strategy, batch_size, accumulation)
+        jit_compile = strategies.has_accelerator() if jit_compile is None else jit_compile
         optimizer.build(model.trainable_variables)
         # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
         self._gradients = tf.function(self._accumulated_gradients, jit_compile=jit_compile)

@@ -13,14 +13,17 @@ class Workdir:
     Opening creates the folder and locks it until the process ends, however it ends.
 
     Args:
-        path: The folder.
+        path: The folder of the run.
+        worker: Which host this is. The chief, 0, writes the run's files; the others, who must write
+            checkpoints too, do so in `.workers/NUMBER`.
 
     Raises:
         InputError: The folder cannot be written or another process is training in it.
     """
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, worker: int = 0):
+        self.run = path
+        self.path = os.path.join(path, ".workers", str(worker)) if worker else path
         try:
             for folder in ("checkpoints", "summaries", "samples"):
                 os.makedirs(self.file(folder), exist_ok=True)
@@ -36,8 +39,13 @@ class Workdir:
             ) from None
 
     def file(self, *names: str) -> str:
-        """The path of a file in the folder."""
+        """The path of a file that this host writes."""
         return os.path.join(self.path, *names)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this host writes the run's files."""
+        return self.path == self.run
 
     def claim(self, configuration: str) -> None:
         """Writes the operative configuration, or compares it with the one that is there.
@@ -62,7 +70,7 @@ class Workdir:
 
     def result(self) -> dict | None:
         """The numbers of a finished run, or None."""
-        path = self.file("result.json")
+        path = os.path.join(self.run, "result.json")
         if not os.path.exists(path):
             return None
         with open(path) as file:
