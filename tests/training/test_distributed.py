@@ -1,0 +1,118 @@
+"""Claims about several devices and several hosts, made on the real command."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+BINDINGS = (
+    "train.num_steps=20",
+    "cadence.evaluate_every=4",
+    "cadence.checkpoint_every=4",
+    "cadence.draw_every=0",
+    "cadence.log_every=1",
+    "train.batch_size=16",
+    "build_optimizer.warmup_steps=2",
+    "build_model.num_layers=2",
+    "build_model.hidden_dim=16",
+)
+TWO_WORKERS = ("train.strategy=@multi_worker_strategy()",)
+
+
+def start(workdir, *bindings, tf_config=None):
+    main = [sys.executable, "-m", "igpt_tf.main", "--gin_file=gin/runs/digits_tiny_ar.gin"]
+    arguments = [f"--gin_param={binding}" for binding in (*BINDINGS, *bindings)]
+    environment = {**os.environ, **({"TF_CONFIG": json.dumps(tf_config)} if tf_config else {})}
+    return subprocess.Popen(
+        [*main, f"--workdir={workdir}", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_workers(workdir):
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    return [
+        start(
+            workdir,
+            *TWO_WORKERS,
+            tf_config={"cluster": cluster, "task": {"type": "worker", "index": index}},
+        )
+        for index in range(2)
+    ]
+
+
+def end(process, code=0, seconds=240):
+    _, stderr = process.communicate(timeout=seconds)
+    assert process.returncode == code, stderr
+    return stderr
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["nats_per_token"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    end(start(workdir))
+    return workdir
+
+
+def test_two_logical_devices_train_like_one(one_device, tmp_path):
+    end(
+        start(
+            tmp_path / "run",
+            "train.strategy=@mirrored_strategy()",
+            "mirrored_strategy.logical_cpus=2",
+        )
+    )
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_device), rel=1e-5)
+
+
+def test_four_parts_of_a_batch_train_like_the_whole(one_device, tmp_path):
+    end(start(tmp_path / "run", "step_options.accumulation=4"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_device), rel=1e-5)
+
+
+def test_two_workers_train_like_one_device_and_the_chief_writes_the_run(one_device, tmp_path):
+    workdir = tmp_path / "run"
+    for process in start_workers(workdir):
+        end(process)
+    assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
+    result = json.loads((workdir / "result.json").read_text())
+    assert (workdir / result["export"] / "saved_model.pb").exists()
+
+
+def test_when_a_worker_is_lost_the_other_says_so_and_the_job_resumes(one_device, tmp_path):
+    workdir = tmp_path / "run"
+    chief, other = start_workers(workdir)
+    for _ in range(1200):
+        if (workdir / "checkpoints/ckpt-4.index").exists():
+            break
+        time.sleep(0.05)
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    stderr = end(chief, code=2, seconds=120)
+    assert "another worker was lost" in stderr and "Traceback" not in stderr
+    for process in start_workers(workdir):
+        end(process)
+    assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
+
+
+def test_without_a_cluster_the_strategy_is_refused_in_one_line(tmp_path):
+    stderr = end(start(tmp_path / "run", *TWO_WORKERS), code=2)
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "TF_CONFIG" in stderr
