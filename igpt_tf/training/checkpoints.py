@@ -1,6 +1,8 @@
 """The state on disk: the newest checkpoints to resume from, and the best held-out weights."""
 
+import glob
 import os
+import shutil
 
 import keras
 import tensorflow as tf
@@ -36,6 +38,7 @@ class Checkpoints:
         written_to: str | None = None,
     ):
         written_to = written_to or directory
+        _remove_unfinished(written_to)
         self._directory = directory
         self._step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_step = tf.Variable(0, dtype="int64", trainable=False)
@@ -115,6 +118,13 @@ class Checkpoints:
                 f"--gin_param='train.export=\"last\"'. Received: {path}"
             )
         return self.best_step
+
+
+def _remove_unfinished(directory: str) -> None:
+    """Removes what a save left behind that was killed, or found no room."""
+    for folder in (directory, os.path.join(directory, "best")):
+        for path in glob.glob(os.path.join(glob.escape(folder), "*_temp*")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _paths(directory: str) -> list[str]:

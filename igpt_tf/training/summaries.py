@@ -1,5 +1,6 @@
 """What a run tells: TensorBoard events and `metrics.jsonl`."""
 
+import errno
 import json
 import os
 
@@ -23,12 +24,12 @@ class Summaries:
             for split in ("train", "valid")
         }
         drop_after(metrics_path, first_step)
-        self._metrics = open(metrics_path, "a", buffering=1)
+        self._metrics = open(metrics_path, "ab", buffering=0)
 
     def scalars(self, step: int, split: str, **values: float) -> None:
         """Writes numbers to TensorBoard and one line to `metrics.jsonl`."""
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        self._metrics.write(json.dumps({"step": step, "split": split, **rounded}) + "\n")
+        self._append(json.dumps({"step": step, "split": split, **rounded}) + "\n")
         with self._writer(split).as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
@@ -45,6 +46,13 @@ class Summaries:
         with self._writers["train"].as_default(0):
             tf.summary.text(name, markdown)
         self._writers["train"].flush()
+
+    def _append(self, line: str) -> None:
+        """Writes a line whole or, on a full disk, not at all."""
+        end = os.fstat(self._metrics.fileno()).st_size
+        if self._metrics.write(line.encode()) < len(line):
+            self._metrics.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _writer(self, split):
         return self._writers["train" if split == "train" else "valid"]

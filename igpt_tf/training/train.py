@@ -1,5 +1,6 @@
 """`train`: the root that gin configures. It builds the parts, runs the loop, exports the result."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.feeding import Feed, subset
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import StepOptions, Trainer
-from igpt_tf.training.workdir import Workdir
+from igpt_tf.training.workdir import Workdir, naming_a_full_disk
 
 _NUM_PICTURES = 8
 _NUM_BASELINE_IMAGES = 20_000
@@ -101,10 +102,10 @@ def train(
     folder = Workdir(workdir, strategies.worker_index(strategy))
     folder.claim(config.operative_text())
     if folder.result():
-        print(f"this run is finished: {folder.file('result.json')}")
+        print(f"this run is finished: {os.path.join(workdir, 'result.json')}")
         return
-    palette.save(folder.file("palette.npy"))
-    with strategies.naming_a_lost_worker(strategy), strategy.scope():
+    with naming_a_full_disk(workdir), strategies.naming_a_lost_worker(strategy), strategy.scope():
+        palette.save(folder.file("palette.npy"))
         trainer = Trainer(
             new_model(),
             objective,
@@ -171,20 +172,22 @@ def _run_loop(
         report.check_finite(step)
         checkpoints.save(step)
 
-    loop.run(
-        lambda batch, waited: report.add(trainer.train_step(batch), waited),
-        feed.training(source.train, seed=seed, first_step=first_step, augmentation=augmentation),
-        first_step=first_step,
-        num_steps=num_steps,
-        actions=[
-            loop.Periodic(cadence.log_every, report),
-            loop.Periodic(cadence.evaluate_every, report.excluding(evaluate)),
-            loop.Periodic(cadence.checkpoint_every, report.excluding(save)),
-            loop.Periodic(cadence.draw_every if folder.is_chief else 0, report.excluding(draw)),
-        ],
-        save=save,
-    )
-    report.close()
+    with contextlib.closing(report):
+        loop.run(
+            lambda batch, waited: report.add(trainer.train_step(batch), waited),
+            feed.training(
+                source.train, seed=seed, first_step=first_step, augmentation=augmentation
+            ),
+            first_step=first_step,
+            num_steps=num_steps,
+            actions=[
+                loop.Periodic(cadence.log_every, report),
+                loop.Periodic(cadence.evaluate_every, report.excluding(evaluate)),
+                loop.Periodic(cadence.checkpoint_every, report.excluding(save)),
+                loop.Periodic(cadence.draw_every if folder.is_chief else 0, report.excluding(draw)),
+            ],
+            save=save,
+        )
     strategies.wait_for_all(trainer.strategy)  # the chief's last files are whole
     return checkpoints
 

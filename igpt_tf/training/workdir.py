@@ -1,8 +1,12 @@
 """The working directory of a run: one run, one configuration, one process at a time."""
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
+
+import tensorflow as tf
 
 from igpt_tf.errors import InputError
 
@@ -79,6 +83,28 @@ class Workdir:
     def write_result(self, result: dict) -> None:
         """Writes `result.json`, which marks the run as finished."""
         write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(path: str):
+    """Says in one line that a file could not be written for lack of room.
+
+    Raises:
+        InputError: In the place of Python's or TensorFlow's error.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        if not _is_full(error):
+            raise
+        raise InputError(
+            "no space left on the disk; make room and start again: the run resumes from the newest "
+            f"whole checkpoint. Received: workdir={path}"
+        ) from None
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def write_atomically(path: str, text: str) -> None:

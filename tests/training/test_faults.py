@@ -97,11 +97,11 @@ def assert_same_end(one, other):
 def test_a_full_disk_ends_in_one_line_and_costs_no_checkpoint(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        process = start(disk / "run", "cadence.keep_checkpoints=100")
+        process = start(disk / "run", "cadence.keep_checkpoints=20")
         _, stderr = process.communicate()
         assert process.returncode == 2, stderr
         lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
@@ -109,8 +109,8 @@ def test_a_full_disk_ends_in_one_line_and_costs_no_checkpoint(tmp_path):
         metrics = (disk / "run" / "metrics.jsonl").read_text()
         assert metrics == "" or metrics.endswith("\n")
         assert checkpoints_of(disk / "run")
-        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-        process = start(disk / "run", "cadence.keep_checkpoints=100")
+        subprocess.run(["mount", "-o", "remount,size=800m", str(disk)], check=True)
+        process = start(disk / "run", "cadence.keep_checkpoints=20")
         _, stderr = process.communicate()
         assert process.returncode == 0, stderr
     finally:
