@@ -18,7 +18,7 @@ LIBRARY = ROOT / "igpt_tf"
 LONGEST_FILE = 350  # lines
 
 # The rooms of igpt_tf and what each may import of the others, besides itself.
-LEAVES = {"config", "errors", "program"}
+LEAVES = {"config", "errors", "exported", "limits", "program"}
 EVERYTHING = LEAVES | {
     "convert",
     "data",
@@ -36,6 +36,8 @@ ROOMS = {
     "main": LEAVES | {"training"},
     "config": {"errors"},
     "errors": set(),
+    "exported": {"errors"},
+    "limits": {"errors"},
     "program": {"errors"},
     "palette": {"errors"},
     "pictures": {"errors"},
@@ -43,9 +45,9 @@ ROOMS = {
     "model": {"errors"},
     "objectives": {"errors"},
     "training": EVERYTHING - {"downstream", "export", "convert"},
-    "sampling": {"model", "palette", "errors"},
+    "sampling": {"model", "palette", "errors", "limits"},
     "downstream": EVERYTHING - {"convert"},
-    "export": {"model", "sampling", "palette", "data", "errors"},
+    "export": {"model", "sampling", "palette", "data", "errors", "exported", "limits"},
     "convert": {"model", "export", "palette", "errors"},
 }
 # Single files that may do more than their room.

@@ -1,15 +1,13 @@
 """SavedModels back in: for the tools as signatures, for further training as a live model."""
 
 import functools
-import json
 import os
 import re
 
 from igpt_tf.errors import InputError
-from igpt_tf.export.metadata import METADATA, PALETTE
+from igpt_tf.exported import PALETTE, find, read_metadata
 from igpt_tf.palette import Palette
 
-_GRAPH = "saved_model.pb"
 _NOISE = re.compile(r"Graph execution error|Detected at|<stack traces|\s*\[\[")
 
 
@@ -31,7 +29,7 @@ class SavedModel:
 
     def __init__(self, path: str):
         self.path = find(path)
-        self.metadata = _read_metadata(self.path)
+        self.metadata = read_metadata(self.path)
         self.palette = Palette.load(os.path.join(self.path, PALETTE))
         self.image_size = tuple(self.metadata["model"]["image_size"])
 
@@ -90,42 +88,6 @@ def _one_line(error) -> str:
     assertion = re.match(r"assertion failed: \[(.*?)\](?: \[(.*)\])?", lines[0] if lines else "")
     said = "".join(assertion.groups("")) if assertion else "".join(lines[:1])
     return " ".join(said.split())[:300] or type(error).__name__
-
-
-def find(path: str) -> str:
-    """The SavedModel's folder: `path`, or its highest numbered subfolder. Raises: InputError."""
-    if not os.path.isdir(path):
-        raise InputError(f"the SavedModel's folder does not exist. Received: path={path}")
-    if os.path.isfile(os.path.join(path, _GRAPH)):
-        return path
-    versions = [
-        name
-        for name in os.listdir(path)
-        if name.isdigit() and os.path.isfile(os.path.join(path, name, _GRAPH))
-    ]
-    if not versions:
-        raise InputError(
-            "the folder holds no SavedModel, neither itself nor in numbered folders. "
-            f"Received: path={path}"
-        )
-    return os.path.join(path, max(versions, key=int))
-
-
-def _read_metadata(path: str) -> dict:
-    file_path = os.path.join(path, METADATA)
-    try:
-        with open(file_path, encoding="utf-8") as file:
-            metadata = json.load(file)
-        metadata["model"]["image_size"]
-    except FileNotFoundError:
-        raise InputError(
-            f"the SavedModel is not one of igpt_tf's: it lacks {METADATA}. Received: path={path}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the SavedModel's {METADATA} is damaged ({_one_line(error)}). Received: path={path}"
-        ) from None
-    return metadata
 
 
 def load_model(path: str):

@@ -5,9 +5,7 @@ import os
 import platform
 
 import igpt_tf
-
-METADATA = os.path.join("assets", "metadata.json")
-PALETTE = os.path.join("assets", "palette.npy")
+from igpt_tf.exported import METADATA, PALETTE
 
 
 def describe(model, palette, *, objective, data, class_names, step, nats_per_token) -> dict:

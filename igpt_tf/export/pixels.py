@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-MOST_BYTES = 2**25
-MOST_PIXELS = 2**25
+from igpt_tf.limits import MOST_BYTES, MOST_PIXELS
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from igpt_tf.export import pixels
 from igpt_tf.export.scoring import surprise
+from igpt_tf.limits import LIMITS
 from igpt_tf.sampling import complete, inpaint, sample
-from igpt_tf.sampling.limits import LIMITS
 
 _SEED = tf.TensorSpec([], tf.int32, "seed")
 _CHOICE = (

@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from igpt_tf.errors import InputError
+from igpt_tf.limits import check, check_given
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import painting
-from igpt_tf.sampling.limits import check, check_given
 
 
 class Sampler:

@@ -1,8 +1,10 @@
-"""What may be asked of a sampler: one table for live models and served ones."""
+"""What may be asked of a model: one table for live models, served ones and clients."""
 
 from igpt_tf.errors import InputError
 
-MOST_IMAGES = 4096
+MOST_IMAGES = 4096  # of one request
+MOST_BYTES = 2**25  # of an image file
+MOST_PIXELS = 2**25  # of the image in it
 
 # What each argument must be, and the test of it, for numbers and tensors alike.
 LIMITS = {
