@@ -40,9 +40,18 @@ class Feed:
         self._batch_size = batch_size
 
     def training(
-        self, examples: Examples, *, seed: int, first_step: int, augmentation: Sequence[Callable]
+        self,
+        examples: Examples,
+        *,
+        seed: int,
+        first_step: int,
+        augmentation: Sequence[Callable],
+        stack: int = 1,
     ) -> Iterator[dict]:
-        """The batches of `first_step` and after, without end; a pure function of (seed, step)."""
+        """The batches of `first_step` and after, without end; a pure function of (seed, step).
+
+        With `stack` > 1 so many come at once, on a leading axis.
+        """
 
         def shard_batches(shard):
             return pipeline.batches(
@@ -56,7 +65,7 @@ class Feed:
                 shard=shard,
             )
 
-        batches = strategies.distribute(self._strategy, shard_batches)
+        batches = strategies.distribute(self._strategy, shard_batches, stack=stack)
         return pipeline.iterate(batches, examples)
 
     def evaluation(self, examples: Examples) -> Iterable[dict]:

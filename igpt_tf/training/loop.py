@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+_AGREE_EVERY = 10  # calls; asking the other hosts at every step would slow each
+
 
 @dataclasses.dataclass(frozen=True)
 class Periodic:
@@ -36,6 +38,8 @@ def run(
     num_steps: int,
     actions: list[Periodic],
     save: Callable[[int], None],
+    stride: int = 1,
+    agree: Callable[[bool], bool] | None = None,
 ) -> None:
     """Runs steps `first_step` to `num_steps`.
 
@@ -48,18 +52,25 @@ def run(
         num_steps: Number of steps at the end.
         actions: Done in this order when due.
         save: Saves the state after the given number of steps.
+        stride: Steps that one call of `train_step` takes; every period is a multiple of it.
+        agree: Of several hosts that must stop at the same step: whether any of them was told to,
+            given whether this one was. Asked every ten calls.
     """
     with _signals() as received:
-        for step in range(first_step + 1, num_steps + 1):
+        for step in range(first_step + stride, num_steps + 1, stride):
             start = time.monotonic()
             batch = next(batches)
             train_step(batch, time.monotonic() - start)
             for periodic in actions:
                 if periodic.due(step, num_steps):
                     periodic.action(step)
-            if received:
+            if agree is None:
+                stop = bool(received)
+            else:
+                stop = step % (_AGREE_EVERY * stride) == 0 and agree(bool(received))
+            if stop:
                 save(step)
-                sys.exit(128 + received[0])
+                sys.exit(128 + (received[0] if received else signal.SIGTERM))
 
 
 @contextlib.contextmanager

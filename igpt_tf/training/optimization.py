@@ -1,4 +1,6 @@
-"""Adam with warm-up and cosine decay."""
+"""Adam with warm-up and cosine decay; the moving average of the weights."""
+
+import contextlib
 
 import gin
 import keras
@@ -17,6 +19,7 @@ def build_optimizer(
     beta_2: float = 0.95,
     epsilon: float = 1e-8,
     weight_decay: float | None = None,
+    ema_momentum: float | None = None,
 ) -> keras.optimizers.Optimizer:
     """The paper's optimizer: Adam(0.9, 0.95), linear warm-up, cosine to zero, no weight decay.
 
@@ -29,6 +32,8 @@ def build_optimizer(
         beta_2: Decay of the gradient's square; 0.999 gave loss spikes in the paper.
         epsilon: Adam's epsilon; the paper does not name one.
         weight_decay: AdamW's decoupled decay of the matrices; None, the paper's, is plain Adam.
+        ema_momentum: Keeps an exponential moving average of the weights beside them, which
+            `train.weights = "averaged"` evaluates and exports; None, the paper's, keeps none.
 
     Raises:
         InputError: The warm-up is as long as the run.
@@ -48,8 +53,34 @@ def build_optimizer(
         warmup_steps=warmup_steps,
     )
     arguments = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
+    if ema_momentum is not None:
+        arguments |= {"use_ema": True, "ema_momentum": ema_momentum}
     if weight_decay is None:
         return keras.optimizers.Adam(schedule, **arguments)
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, **arguments)
     optimizer.exclude_from_weight_decay(var_names=["scale"])  # the norms' gains
     return optimizer
+
+
+@contextlib.contextmanager
+def averaged_weights(model: keras.Model, optimizer: keras.optimizers.Optimizer):
+    """Lends a model the moving average of its weights.
+
+    Args:
+        model: Its own weights come back at the end.
+        optimizer: Keeps the average (`build_optimizer.ema_momentum`).
+    """
+    own = model.get_weights()
+    optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        model.set_weights(own)
+
+
+def state_bytes(optimizer: keras.optimizers.Optimizer) -> int:
+    """Memory of the optimizer's variables on one replica, in bytes."""
+    return sum(
+        variable.value.dtype.size * variable.value.shape.num_elements()
+        for variable in optimizer.variables
+    )

@@ -102,6 +102,12 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
     return resolver.task_id
 
 
+def any_worker(strategy: tf.distribute.Strategy, here: bool) -> bool:
+    """Whether it is so on any host; every host must ask at the same step."""
+    flag = strategy.run(tf.constant, args=(float(here),))
+    return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, flag, axis=None) > 0)
+
+
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns once every host has come here."""
     strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones([])), axis=None)
@@ -139,13 +145,17 @@ def has_accelerator() -> bool:
 
 
 def distribute(
-    strategy: tf.distribute.Strategy, build: Callable[[tuple[int, int]], tf.data.Dataset]
+    strategy: tf.distribute.Strategy,
+    build: Callable[[tuple[int, int]], tf.data.Dataset],
+    *,
+    stack: int = 1,
 ):
     """Feeds each replica its share of every global batch.
 
     Args:
         strategy: The strategy in force.
         build: Takes (shard, num_shards) and returns that shard's batches, one shard a host.
+        stack: How many batches come at once, on a leading axis; 1 adds no axis.
 
     Returns:
         An iterable of batches for `strategy.run`.
@@ -154,12 +164,12 @@ def distribute(
         InputError: The hosts' share of a batch does not divide over their replicas.
     """
     if strategy.num_replicas_in_sync == 1:
-        return build((0, 1))
+        return _stacked(build((0, 1)), stack)
 
     def host_batches(context):
         shard = (context.input_pipeline_id, context.num_input_pipelines)
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        return _split_batches(build(shard), replicas)
+        return _split_batches(_stacked(build(shard), stack), replicas, axis=int(stack > 1))
 
     return strategy.distribute_datasets_from_function(host_batches)
 
@@ -174,12 +184,15 @@ def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int, accumula
         )
 
 
-def _split_batches(dataset, parts):
-    """Cuts each batch into `parts` consecutive ones."""
+def _stacked(dataset, number):
+    return dataset if number == 1 else dataset.batch(number, drop_remainder=True)
+
+
+def _split_batches(dataset, parts, axis):
+    """Cuts each batch along its `axis` into `parts` consecutive ones."""
     return dataset.map(
         lambda batch: {
-            name: tf.reshape(x, (parts, x.shape[0] // parts, *x.shape[1:]))
-            for name, x in batch.items()
+            name: tf.stack(tf.split(x, parts, axis=axis), axis=0) for name, x in batch.items()
         },
         deterministic=True,
     ).unbatch()

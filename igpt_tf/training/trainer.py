@@ -22,11 +22,14 @@ class StepOptions:
         clip_norm: Largest global norm of the whole batch's gradient; None does not clip.
         jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
             is an accelerator (on CPUs TensorFlow's own kernels are faster).
+        steps_per_call: Optimizer steps the host asks for at once: more than 1 where a step is so
+            short that the host's work between two steps shows, as on a TPU.
     """
 
     accumulation: int = 1
     clip_norm: float | None = None
     jit_compile: bool | None = None
+    steps_per_call: int = 1
 
 
 class Trainer:
@@ -40,7 +43,7 @@ class Trainer:
         optimizer: A Keras optimizer; its variables are created here.
         palette: Encodes images that arrive without tokens, on the device.
         batch_size: The global batch size.
-        accumulation, clip_norm, jit_compile: See `StepOptions`.
+        accumulation, clip_norm, jit_compile, steps_per_call: See `StepOptions`.
 
     Raises:
         InputError: The batch does not cut evenly into replicas and their parts.
@@ -57,6 +60,7 @@ class Trainer:
         accumulation: int = 1,
         clip_norm: float | None = None,
         jit_compile: bool | None = None,
+        steps_per_call: int = 1,
     ):
         self.model = model
         self.objective = objective
@@ -65,6 +69,7 @@ class Trainer:
         self.batch_size = batch_size
         self.accumulation = accumulation
         self.clip_norm = clip_norm
+        self.steps_per_call = steps_per_call
         self.strategy = tf.distribute.get_strategy()
         strategies.check_batch_size(self.strategy, batch_size, accumulation)
         jit_compile = strategies.has_accelerator() if jit_compile is None else jit_compile
@@ -75,19 +80,31 @@ class Trainer:
 
     @tf.function
     def train_step(self, batch: dict) -> tf.Tensor:
-        """Takes one optimizer step.
+        """Takes one optimizer step, or `steps_per_call` of them.
 
         Args:
             batch: {"tokens": int32[b,T]} or {"images": uint8[b,H,W,3]} with the objective's
-                draws; b is the share of one replica.
+                draws; b is the share of one replica. With several steps per call, a leading axis
+                holds their batches.
 
         Returns:
-            nats_per_token float32[], the mean over the global batch before the step.
+            nats_per_token float32[], the mean over the global batch before the step, or the mean
+            of those of all steps.
         """
-        losses = self.strategy.run(self._replica_step, args=(batch,))
+        if self.steps_per_call == 1:
+            return self._step(batch)
+        losses = tf.zeros([])
+        for i in tf.range(self.steps_per_call):
+            losses += self._step(batch, i)
+        return losses / self.steps_per_call
+
+    def _step(self, batch, index=None):
+        losses = self.strategy.run(self._replica_step, args=(batch, index))
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
-    def _replica_step(self, batch):
+    def _replica_step(self, batch, index):
+        if index is not None:
+            batch = {name: x[index] for name, x in batch.items()}
         loss, gradients = self._gradients(batch)
         if self.clip_norm is not None:
             gradients = self._clipped(gradients)

@@ -1,5 +1,6 @@
 """Claims about one step, and about the same step on several replicas."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tensorflow as tf
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive, Masked
 from igpt_tf.palette import Palette
+from igpt_tf.training.optimization import averaged_weights
 from igpt_tf.training.trainer import Trainer
 
 PALETTE = Palette.grey(7)
@@ -81,7 +83,7 @@ def test_clipping_bounds_the_norm_of_the_gradient_and_leaves_small_ones_alone():
     batch = {"tokens": tf.constant(PALETTE.encode(images_of(0)))}
     norms = []
     tight.optimizer.apply = lambda gradients, _: norms.append(tf.linalg.global_norm(gradients))
-    tight._replica_step(batch)
+    tight._replica_step(batch, None)
     assert float(norms[0]) == pytest.approx(1e-3, rel=1e-4)
 
 
@@ -98,13 +100,13 @@ def test_padding_of_the_last_batch_does_not_count_in_an_evaluation():
 REPLICAS = """
 import json, sys
 import tensorflow as tf
-count = int(sys.argv[1])
+count, stack = int(sys.argv[1]), int(sys.argv[4])
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * count)
 import keras
 from igpt_tf import objectives, palette, data
 from igpt_tf.model import ImageGPT
-from igpt_tf.training import feeding, strategies, trainer
+from igpt_tf.training import feeding, optimization, strategies, trainer
 devices = tuple(f"CPU:{i}" for i in range(count))
 strategy = strategies.mirrored_strategy(devices=devices)
 kind = objectives.Autoregressive() if sys.argv[2] == "ar" else objectives.Masked()
@@ -114,28 +116,62 @@ keras.utils.set_random_seed(0)
 with strategy.scope():
     model = ImageGPT(image_size=(8, 8), vocabulary_size=17, num_layers=2, hidden_dim=16,
                      num_heads=2, causal=kind.causal)
-    one = trainer.Trainer(model, kind, keras.optimizers.Adam(0.01), colours, batch_size=16,
-                          clip_norm=float(sys.argv[3]), jit_compile=True)
+    adam = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
+    one = trainer.Trainer(model, kind, adam, colours, batch_size=16,
+                          clip_norm=float(sys.argv[3]), jit_compile=True, steps_per_call=stack)
 feed = feeding.Feed(kind, colours, strategy, batch_size=16, on_device=False)
-batches = feed.training(examples, seed=0, first_step=0, augmentation=[data.shift()])
-losses = [float(one.train_step(next(batches))) for _ in range(20)]
+batches = feed.training(
+    examples, seed=0, first_step=0, augmentation=[data.shift()], stack=stack)
+losses = [float(one.train_step(next(batches))) for _ in range(20 // stack)]
+with optimization.averaged_weights(model, one.optimizer):
+    losses.append(one.evaluate(feed.evaluation(examples.take(range(40)))))
 losses.append(one.evaluate(feed.evaluation(examples.take(range(40)))))
 print(json.dumps(losses))
 """
 
 
+@pytest.fixture(scope="module")
+def replicated_run():
+    """The losses of 20 steps, then of an evaluation with averaged and one with plain weights."""
+
+    @functools.cache
+    def run(*arguments):
+        command = [sys.executable, "-c", REPLICAS, *map(str, arguments)]
+        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    return run
+
+
 @pytest.mark.parametrize("objective, clip_norm", [("ar", "0.1"), ("masked", "1e9")])
-def test_two_replicas_train_like_one(objective, clip_norm):
-    one, two = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", REPLICAS, str(count), objective, clip_norm],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for count in (1, 2)
-    )
-    np.testing.assert_allclose(one, two, rtol=1e-5)
+def test_two_replicas_train_like_one(replicated_run, objective, clip_norm):
+    one = replicated_run(1, objective, clip_norm, 1)
+    np.testing.assert_allclose(one, replicated_run(2, objective, clip_norm, 1), rtol=1e-5)
     assert one[19] < one[0]
+
+
+def test_four_steps_in_one_call_train_like_four_calls_on_two_replicas_too(replicated_run):
+    single = replicated_run(2, "ar", "0.1", 1)
+    stacked = replicated_run(2, "ar", "0.1", 4)
+    np.testing.assert_allclose(stacked[:5], np.mean(np.reshape(single[:20], (5, 4)), 1), rtol=1e-5)
+    np.testing.assert_allclose(stacked[5:], single[20:], rtol=1e-5)
+
+
+def test_the_average_of_the_weights_is_exponential_and_lent_only():
+    trainer = small_trainer()
+    trainer.optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
+    trainer.optimizer.build(trainer.model.trainable_variables)
+    expected = None
+    for step in range(4):
+        losses(trainer, 1)
+        own = trainer.model.get_weights()
+        if step == 0:
+            expected = own
+        expected = [0.9 * a + 0.1 * w for a, w in zip(expected, own, strict=True)]
+    with averaged_weights(trainer.model, trainer.optimizer):
+        lent = trainer.model.get_weights()
+    for average, reference, before, after in zip(
+        lent, expected, own, trainer.model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(average, reference, atol=1e-6)
+        np.testing.assert_array_equal(before, after)
+    assert any(np.abs(a - w).max() > 1e-4 for a, w in zip(lent, own, strict=True))
