@@ -22,7 +22,8 @@ flags.DEFINE_string("tokens", None, "Tokens int[N,T] of the model's palette, ins
 @gin.configurable
 def evaluate(*, saved_model, workdir, split, tokens, source=None, batch_size=32):
     """See `igpt_tf.downstream.evaluation`; `source` is built by gin."""
-    from igpt_tf.downstream import evaluation, plots, report, summary
+    from igpt_tf import report
+    from igpt_tf.downstream import evaluation, plots, summary
     from igpt_tf.export.load import SavedModel
 
     config.refuse_unread_bindings()

@@ -23,7 +23,8 @@ flags.DEFINE_integer("seed", 0, "Fixes the result.")
 @gin.configurable
 def fit_palette(*, images, image_size, workdir, num_colours, seed, source=None, num_images=20_000):
     """Fits on `num_images` random training images, measures on the held-out ones."""
-    from igpt_tf.downstream import palettes, report, summary
+    from igpt_tf import report
+    from igpt_tf.downstream import palettes, summary
     from igpt_tf.pictures import write_png
 
     config.refuse_unread_bindings()

@@ -24,7 +24,8 @@ def linear_probe(
     *, saved_model, workdir, layers, source=None, solver=None, num_train=None, batch_size=64, seed=0
 ):
     """See `igpt_tf.downstream.linear_probe`; `source` and `solver` are built by gin."""
-    from igpt_tf.downstream import plots, report, summary
+    from igpt_tf import report
+    from igpt_tf.downstream import plots, summary
     from igpt_tf.downstream.linear_probe import linear_probe as probe
     from igpt_tf.downstream.probe import LBFGS
     from igpt_tf.export.load import SavedModel

@@ -24,8 +24,9 @@ def low_data(
     num_train=None, batch_size=64, seed=0,
 ):  # fmt: skip
     """See `igpt_tf.downstream.low_data`; `source` and `solver` are built by gin."""
+    from igpt_tf import report
     from igpt_tf.downstream import low_data as library
-    from igpt_tf.downstream import plots, report, summary
+    from igpt_tf.downstream import plots, summary
     from igpt_tf.downstream.probe import LBFGS
     from igpt_tf.export.load import SavedModel
 

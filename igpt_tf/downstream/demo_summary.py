@@ -4,7 +4,7 @@ import json
 import os
 
 from igpt_tf.downstream import summary
-from igpt_tf.downstream.report import table
+from igpt_tf.report import table
 
 _BASELINES = {
     "uniform": "every colour alike",

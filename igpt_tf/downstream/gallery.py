@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from igpt_tf import report
 from igpt_tf.data import Source
-from igpt_tf.downstream import painting, report
+from igpt_tf.downstream import painting
 from igpt_tf.errors import InputError
 from igpt_tf.export.load import SavedModel
 from igpt_tf.pictures import grid, write_animation, write_png

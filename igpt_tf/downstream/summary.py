@@ -1,6 +1,6 @@
 """Reports as short tables for the terminal."""
 
-from igpt_tf.downstream.report import percent, table
+from igpt_tf.report import percent, table
 
 _BASELINES = ("raw_pixels", "palette_counts", "random_network")
 _NO_TEST = "There is no test part: these are held-out accuracies, the ones chosen by."
