@@ -51,11 +51,23 @@ class Report:
         batch_size: The global batch size, for images per second.
         first_step: Steps already done.
         num_steps: Steps at the end.
+        title: Name of the progress bar.
+        measure: Name of the loss in the summaries.
     """
 
-    def __init__(self, summaries: Summaries, *, batch_size: int, first_step: int, num_steps: int):
+    def __init__(
+        self,
+        summaries: Summaries,
+        *,
+        batch_size: int,
+        first_step: int,
+        num_steps: int,
+        title: str,
+        measure: str,
+    ):
         self._summaries = summaries
         self._batch_size = batch_size
+        self._measure = measure
         self._finite_step = first_step
         self._restart()
         self._compiled = False
@@ -63,7 +75,7 @@ class Report:
             initial=first_step,
             total=num_steps,
             unit="step",
-            desc="pretrain",
+            desc=title,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
 
@@ -112,16 +124,16 @@ class Report:
     def __call__(self, step: int) -> None:
         """Writes the mean since the last report."""
         self.check_finite(step)
-        nats = self._mean_loss()
+        loss = self._mean_loss()
         seconds = max(time.monotonic() - self._since, 1e-9)
         speed = self._batch_size * self._timed / seconds
-        self._bar.set_postfix({"nats/token": f"{nats:.4f}", "images/s": f"{speed:.1f}"})
+        self._bar.set_postfix({self._measure: f"{loss:.4f}", "images/s": f"{speed:.1f}"})
         self._summaries.scalars(
             step,
             "train",
-            nats_per_token=nats,
             images_per_second=speed,
             data_wait=self._waited / seconds,
+            **{self._measure: loss},
         )
         self._restart()
 

@@ -42,14 +42,14 @@ class Checkpoints:
         self._directory = directory
         self._step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_step = tf.Variable(0, dtype="int64", trainable=False)
-        self._best_nats = tf.Variable(float("inf"), dtype="float64", trainable=False)
+        self._best_loss = tf.Variable(float("inf"), dtype="float64", trainable=False)
         weights = _by_path(model.weights)
         self._state = tf.train.Checkpoint(
             weights=weights,
             optimizer=_by_path(optimizer.variables),
             step=self._step,
             best_step=self._best_step,
-            best_nats=self._best_nats,
+            best_nats=self._best_loss,  # the name in the files
         )
         self._newest = tf.train.CheckpointManager(
             self._state, written_to, max_to_keep=keep, checkpoint_name="ckpt"
@@ -69,9 +69,9 @@ class Checkpoints:
         return int(self._best_step.numpy())
 
     @property
-    def best_nats(self) -> float:
-        """The held-out nats per token at `best_step`."""
-        return float(self._best_nats.numpy())
+    def best_loss(self) -> float:
+        """The held-out loss at `best_step`: nats per token, or the share of wrong classes."""
+        return float(self._best_loss.numpy())
 
     def save(self, step: int) -> None:
         """Writes `ckpt-STEP`."""
@@ -98,11 +98,11 @@ class Checkpoints:
             )
         return 0
 
-    def note_heldout(self, step: int, nats_per_token: float) -> None:
+    def note_heldout(self, step: int, loss: float) -> None:
         """Keeps the weights as `best-STEP` if the held-out loss is the lowest so far."""
-        if nats_per_token < self.best_nats:
+        if loss < self.best_loss:
             self._best_step.assign(step)
-            self._best_nats.assign(nats_per_token)
+            self._best_loss.assign(loss)
             self._best.save(checkpoint_number=step)
 
     def restore_best(self) -> int:

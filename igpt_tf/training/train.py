@@ -1,8 +1,6 @@
 """`train`: the root that gin configures. It builds the parts, runs the loop, exports the result."""
 
-import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 
 import gin
@@ -19,14 +17,14 @@ from igpt_tf.export import write as write_saved_model
 from igpt_tf.model import ImageGPT, count_parameters, outline
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
-from igpt_tf.training import loop, strategies
-from igpt_tf.training.actions import Cadence, Draw, Evaluate, Report
+from igpt_tf.training import loop, running, strategies
+from igpt_tf.training.actions import Cadence, Draw, Evaluate
 from igpt_tf.training.baselines import token_baselines
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.feeding import Feed, subset
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import StepOptions, Trainer
-from igpt_tf.training.workdir import Workdir, naming_a_full_disk
+from igpt_tf.training.workdir import Workdir
 
 _NUM_PICTURES = 8
 _NUM_BASELINE_IMAGES = 20_000
@@ -79,11 +77,10 @@ def train(
     Raises:
         InputError: The configuration or the data is wrong, or the loss became non-finite.
     """
-    _check_choice("export", export, ("best", "last"))
-    _check_choice("precision", precision, ("float32", "mixed_bfloat16"))
-    on_device = _quantizes_on_device(quantize_on)
+    running.check_choice("train.export", export, ("best", "last"))
+    on_device = running.quantizes_on_device("train.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.accumulation)
-    keras.config.set_dtype_policy(precision)
+    running.set_precision("train.precision", precision)
     keras.utils.set_random_seed(seed)
 
     def new_model():
@@ -99,12 +96,10 @@ def train(
     if dry_run:
         return
 
-    folder = Workdir(workdir, strategies.worker_index(strategy))
-    folder.claim(config.operative_text())
-    if folder.result():
-        print(f"this run is finished: {os.path.join(workdir, 'result.json')}")
+    folder = running.open_workdir(workdir, strategy)
+    if folder is None:
         return
-    with naming_a_full_disk(workdir), strategies.naming_a_lost_worker(strategy), strategy.scope():
+    with running.guarded(workdir, strategy):
         palette.save(folder.file("palette.npy"))
         trainer = Trainer(
             new_model(),
@@ -115,81 +110,43 @@ def train(
             **dataclasses.asdict(step_options),
         )
         feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
-        checkpoints = _run_loop(
+        checkpoints = running.take_steps(
             folder,
             trainer,
-            feed,
-            source,
+            lambda first_step: feed.training(
+                source.train, seed=seed, first_step=first_step, augmentation=augmentation
+            ),
             cadence,
             num_steps=num_steps,
-            seed=seed,
-            augmentation=augmentation,
+            actions=_beside(folder, trainer, feed, source, cadence, seed),
         )
         best = export == "best" and cadence.evaluate_every
         _finish(folder, trainer, feed, source, checkpoints.restore_best() if best else num_steps)
 
 
-def _run_loop(
-    folder: Workdir,
-    trainer: Trainer,
-    feed: Feed,
-    source: Source,
-    cadence: Cadence,
-    *,
-    num_steps: int,
-    seed: int,
-    augmentation: Sequence[Callable],
-) -> Checkpoints:
-    """Takes the steps that are left, with all that is done beside them."""
-    checkpoints = Checkpoints(
-        os.path.join(folder.run, "checkpoints"),
-        trainer.model,
-        trainer.optimizer,
-        keep=cadence.keep_checkpoints,
-        written_to=folder.file("checkpoints"),
-    )
-    first_step = checkpoints.restore_newest()
-    strategies.wait_for_all(trainer.strategy)  # nobody writes before everybody has read
-    summaries = Summaries(
-        folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
-    )
-    summaries.text("config", config.operative_markdown())
-    report = Report(
-        summaries, batch_size=trainer.batch_size, first_step=first_step, num_steps=num_steps
-    )
-    heldout = feed.evaluation(subset(source.valid, cadence.num_heldout_images))
-    evaluate = Evaluate(trainer, heldout, checkpoints, summaries)
-    draw = Draw(
-        Sampler(trainer.model, jit_compile=strategies.has_accelerator()),
-        trainer.palette,
-        trainer.palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
-        summaries,
-        lambda step: folder.file("samples", f"step_{step}.png"),
-        seed=seed,
-    )
+def _beside(
+    folder: Workdir, trainer: Trainer, feed: Feed, source: Source, cadence: Cadence, seed: int
+):
+    """What `running.take_steps` does beside the steps: the held-out loss, and pictures."""
 
-    def save(step):
-        report.check_finite(step)
-        checkpoints.save(step)
-
-    with contextlib.closing(report):
-        loop.run(
-            lambda batch, waited: report.add(trainer.train_step(batch), waited),
-            feed.training(
-                source.train, seed=seed, first_step=first_step, augmentation=augmentation
-            ),
-            first_step=first_step,
-            num_steps=num_steps,
-            actions=[
-                loop.Periodic(cadence.log_every, report),
-                loop.Periodic(cadence.evaluate_every, report.excluding(evaluate)),
-                loop.Periodic(cadence.checkpoint_every, report.excluding(save)),
-                loop.Periodic(cadence.draw_every if folder.is_chief else 0, report.excluding(draw)),
-            ],
-            save=save,
+    def actions(checkpoints: Checkpoints, summaries: Summaries) -> list[loop.Periodic]:
+        heldout = feed.evaluation(subset(source.valid, cadence.num_heldout_images))
+        draw = Draw(
+            Sampler(trainer.model, jit_compile=strategies.has_accelerator()),
+            trainer.palette,
+            trainer.palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
+            summaries,
+            lambda step: folder.file("samples", f"step_{step}.png"),
+            seed=seed,
         )
-    strategies.wait_for_all(trainer.strategy)  # the chief's last files are whole
-    return checkpoints
+        return [
+            loop.Periodic(
+                cadence.evaluate_every, Evaluate(trainer, heldout, checkpoints, summaries)
+            ),
+            loop.Periodic(cadence.draw_every if folder.is_chief else 0, draw),
+        ]
+
+    return actions
 
 
 def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step: int) -> None:
@@ -204,7 +161,7 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
         return
     palette = trainer.palette
     write_saved_model(
-        _in_float32(trainer.model),
+        running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.config())),
         palette,
         folder.file("export", str(step)),
         objective=trainer.objective.description(),
@@ -225,16 +182,6 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
     print(f"nats/token at step {step}: {nats}\nSavedModel: {folder.file('export', str(step))}")
 
 
-def _in_float32(model: ImageGPT) -> ImageGPT:
-    """The model to serve: the same weights, computing in float32."""
-    if model.compute_dtype == "float32":
-        return model
-    keras.config.set_dtype_policy("float32")
-    served = ImageGPT(**model.config())
-    served.set_weights(model.get_weights())
-    return served
-
-
 def _baselines(source: Source, palette: Palette) -> dict[str, float]:
     train, heldout = (
         palette.encode(subset(examples, _NUM_BASELINE_IMAGES).arrays()[0])
@@ -251,16 +198,6 @@ def _describe(plan: ImageGPT, source: Source, num_steps: int, batch_size: int) -
         f"of {height}x{width}; {count_parameters(lambda: plan):,} weights, "
         f"{plan.num_layers} layers of width {plan.hidden_dim}; {num_steps:,} steps of {batch_size}"
     )
-
-
-def _quantizes_on_device(quantize_on: str) -> bool:
-    _check_choice("quantize_on", quantize_on, ("auto", "host", "device"))
-    return quantize_on == "device" or (quantize_on == "auto" and strategies.has_accelerator())
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"train.{name} is one of {', '.join(choices)}. Received: {value!r}")
 
 
 def _check_vocabulary(palette: Palette, plan: ImageGPT) -> None:

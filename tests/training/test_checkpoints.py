@@ -47,7 +47,7 @@ def test_the_best_held_out_weights_come_back_whatever_came_after(tmp_path):
     assert values(model) == {2.0}
     model, optimizer, resumed = new_state(tmp_path, seed=1)
     assert resumed.restore_newest() == 3
-    assert (resumed.best_step, resumed.best_nats) == (2, 1.0)
+    assert (resumed.best_step, resumed.best_loss) == (2, 1.0)
     assert resumed.restore_best() == 2 and values(model) == {2.0}
 
 
