@@ -41,7 +41,7 @@ def require_flags(*names: str) -> None:
 def import_tensorflow() -> None:
     """Imports TensorFlow without the notices it writes to stderr whatever its log level is."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _stderr_dropped():
+    with stderr_dropped():
         import tensorflow  # noqa: F401
 
 
@@ -62,7 +62,7 @@ def _one_line(error: InputError) -> str:
 
 
 @contextlib.contextmanager
-def _stderr_dropped():
+def stderr_dropped():
     """Sends file descriptor 2, where C++ libraries write, to nowhere."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -28,13 +28,13 @@ def write_json(path: str, report: dict) -> None:
     os.replace(path + ".part", path)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """Text in columns: the first to the left, the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
+    """Text in columns: the first `left` to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
+            cell.rjust(width) if place >= left else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells

@@ -159,12 +159,20 @@ def test_the_model_room_imports_keras_only_never_tensorflow():
 
 def test_every_direct_import_is_named_in_the_requirements():
     named = set(_requirements("requirements.txt"))
-    assert not _unnamed_imports(("igpt_tf", "tools"), named)
+    optional = set(_requirements("requirements-serving.txt"))
+    assert not _unnamed_imports(("igpt_tf", "tools"), named | optional)
     assert not _unnamed_imports(("tests",), named | set(_requirements("requirements-dev.txt")))
 
 
+def test_only_the_serving_room_may_need_the_optional_packages():
+    optional = {"grpc", "tensorflow_serving"}
+    files = [*LIBRARY.rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+    users = {path.relative_to(ROOT).parts[1] for path in files if _outside(path) & optional}
+    assert users <= {"serving"}
+
+
 def test_every_requirement_has_a_lower_and_an_upper_bound():
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-serving.txt"):
         for requirement in _requirements(file).values():
             operators = {specifier.operator for specifier in requirement.specifier}
             assert operators == {">=", "<"}, requirement
@@ -174,7 +182,7 @@ def test_the_lock_pins_one_version_within_the_bounds_of_every_requirement():
     lock = _requirements("requirements.lock")
     pins = {name: list(requirement.specifier) for name, requirement in lock.items()}
     assert all([one.operator for one in pin] == ["=="] for pin in pins.values())
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-serving.txt"):
         for name, requirement in _requirements(file).items():
             assert name in pins, f"{name} is not in requirements.lock"
             assert requirement.specifier.contains(pins[name][0].version), requirement

@@ -3,11 +3,13 @@
 import os
 import shutil
 
+import numpy as np
 import tensorflow as tf
 
 from igpt_tf.errors import InputError
 from igpt_tf.export import metadata as metadata_file
-from igpt_tf.export.signatures import pretrained
+from igpt_tf.export import warmup
+from igpt_tf.export.signatures import classifying, pretrained
 from igpt_tf.export.weights import name_of
 
 
@@ -40,11 +42,7 @@ def write(
     Raises:
         InputError: The palette's size is not the model's vocabulary.
     """
-    if len(palette) != model.vocabulary_size:
-        raise InputError(
-            "the palette's size must be the model's vocabulary. Received: "
-            f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
-        )
+    _check_palette(palette, model)
     description = metadata_file.describe(
         model,
         palette,
@@ -57,6 +55,45 @@ def write(
     return write_folder(path, model, pretrained(model, palette), description, palette)
 
 
+def write_classifier(
+    classifier, palette, path: str, *, masks: np.ndarray | None, task: dict, **about
+) -> str:
+    """Writes a fine-tuned model.
+
+    Args:
+        classifier: A `Classifier`.
+        palette: Its network's `Palette`.
+        path: As in `write`.
+        masks: bool[K,T] whose majority decides, or None for an autoregressive network.
+        task: JSON-able description of the fine-tuning.
+        **about: The named arguments of `write`, but all of them.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: As `write`.
+    """
+    _check_palette(palette, classifier.network)
+    description = metadata_file.describe(classifier.network, palette, **about)
+    description["task"] = {
+        "name": "classification",
+        "num_classes": classifier.num_classes,
+        "num_masks": 0 if masks is None else len(masks),
+        **task,
+    }
+    functions = classifying(classifier, palette, masks)
+    return write_folder(path, classifier, functions, description, palette)
+
+
+def _check_palette(palette, model) -> None:
+    if len(palette) != model.vocabulary_size:
+        raise InputError(
+            "the palette's size must be the model's vocabulary. Received: "
+            f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
+        )
+
+
 def write_folder(path: str, model, signatures: dict, description: dict, palette) -> str:
     """Writes the folder under a name beside its own, then renames it."""
     path = os.path.abspath(path)
@@ -65,6 +102,7 @@ def write_folder(path: str, model, signatures: dict, description: dict, palette)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     tf.saved_model.save(_Served(model, signatures), unfinished, signatures=signatures)
     metadata_file.save(unfinished, description, palette)
+    warmup.write(unfinished, model, signatures)
     _replace(unfinished, path)
     return path
 
