@@ -1,4 +1,4 @@
-"""The two pretraining objectives; a model is trained on one of them, never on both.
+"""The two pretraining objectives, of which a model is trained on one; and that of fine-tuning.
 
 An objective turns tokens into inputs, targets and weights, and gives nats per token, one number an
 image. Losses are nats per palette token, not bits per RGB dimension: the palette is lossy.
@@ -23,6 +23,7 @@ class Autoregressive:
 
     name = "autoregressive"
     causal = True
+    labelled = False
 
     def draws(self, *, seed: int, step, batch_size: int, sequence_length: int) -> dict:
         """Random inputs of a batch: none."""
@@ -30,7 +31,11 @@ class Autoregressive:
 
     def __call__(self, model, tokens):
         """Scores a batch. int32[B,T] -> nats per token float32[B]."""
-        return ops.mean(token_nats(model(tokens), tokens), axis=1)
+        return self.nats(model(tokens), tokens)
+
+    def nats(self, logits, tokens):
+        """Nats per token float32[B] of predictions float32[B,T,V]."""
+        return ops.mean(token_nats(logits, tokens), axis=1)
 
     def description(self) -> dict:
         """JSON-able; `objective_from_description` builds it again."""
@@ -54,6 +59,7 @@ class Masked:
 
     name = "masked"
     causal = False
+    labelled = False
 
     def __init__(self, probability: float = 0.15):
         if not 0 < probability < 1:
@@ -79,13 +85,68 @@ class Masked:
 
     def __call__(self, model, tokens, masked):
         """Scores a batch. int32[B,T], bool[B,T] -> nats per hidden token float32[B]."""
+        return self.nats(model(tokens, masked), tokens, masked)
+
+    def nats(self, logits, tokens, masked):
+        """Nats per hidden token float32[B] of predictions float32[B,T,V]."""
         weights = ops.cast(masked, "float32")
-        nats = token_nats(model(tokens, masked), tokens)
-        return ops.sum(nats * weights, axis=1) / ops.sum(weights, axis=1)
+        return ops.sum(token_nats(logits, tokens) * weights, axis=1) / ops.sum(weights, axis=1)
 
     def description(self) -> dict:
         """JSON-able; `objective_from_description` builds it again."""
         return {"name": self.name, "probability": self.probability}
+
+
+class Joint:
+    """Fine-tuning: the pretraining objective and the class, from one pass through the network.
+
+    Args:
+        generative: `Autoregressive` or `Masked`, the one the model was pretrained on.
+        generative_weight: Of its loss, 0 or more; 0 leaves L_CLF alone.
+        classification_weight: Of the cross-entropy of the class, above 0.
+
+    Raises:
+        InputError: A weight is out of range.
+
+    Source: paper, section 2.3: L_GEN + L_CLF.
+    """
+
+    labelled = True
+
+    def __init__(
+        self, generative, generative_weight: float = 1.0, classification_weight: float = 1.0
+    ):
+        if generative_weight < 0 or classification_weight <= 0:
+            raise InputError(
+                "the weight of the generative loss is 0 or more, that of the classification above "
+                f"0. Received: {generative_weight=}, {classification_weight=}"
+            )
+        self.generative = generative
+        self.causal = generative.causal
+        self.draws = generative.draws
+        self.generative_weight = generative_weight
+        self.classification_weight = classification_weight
+
+    def __call__(self, model, tokens, labels, **draws):
+        """Scores a batch: `Classifier`, int32[B,T], int32[B] -> the weighted sum float32[B]."""
+        h, classes = model.hidden_and_classes(tokens, **draws)
+        loss = self.classification_weight * class_nats(classes, labels)
+        if self.generative_weight:
+            nats = self.generative.nats(model.network.token_logits(h), tokens, **draws)
+            loss = loss + self.generative_weight * nats
+        return loss
+
+    def description(self) -> dict:
+        """JSON-able: the two weights."""
+        return {
+            "generative_weight": self.generative_weight,
+            "classification_weight": self.classification_weight,
+        }
+
+
+def class_nats(logits, labels):
+    """Cross-entropy of each label. float32[B,C], int32[B] -> float32[B] in nats."""
+    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
 
 
 def objective_from_description(description: dict):
@@ -107,3 +168,11 @@ def autoregressive() -> Autoregressive:
 def masked(*, probability: float = 0.15) -> Masked:
     """The masked (BERT) objective."""
     return Masked(probability)
+
+
+@gin.register
+def joint(
+    *, generative, generative_weight: float = 1.0, classification_weight: float = 1.0
+) -> Joint:
+    """`Joint`; the weights from gin, `generative` from the model."""
+    return Joint(generative, generative_weight, classification_weight)

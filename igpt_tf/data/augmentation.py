@@ -21,8 +21,11 @@ def shift(max_pixels: int = 1) -> Augmentation:
 
 
 @gin.register
-def reflect_pad_crop(pixels: int = 4) -> Augmentation:
+def reflect_pad_crop(pixels: int | None = None) -> Augmentation:
     """Pads by reflection and cuts a random window of the old size.
+
+    Args:
+        pixels: Of padding on each side; None is an eighth of the shorter side, the paper's 4 at 32.
 
     Source: paper, section 3.1 (CIFAR: reflect-padded by 4, a random 32 x 32 crop).
     """
@@ -40,12 +43,14 @@ def flip() -> Augmentation:
     return augment
 
 
-def _padded_crop(pixels: int, mode: str) -> Augmentation:
-    if not isinstance(pixels, int) or pixels < 0:
+def _padded_crop(pixels: int | None, mode: str) -> Augmentation:
+    if pixels is not None and (not isinstance(pixels, int) or pixels < 0):
         raise InputError(f"an augmentation moves by whole pixels, 0 or more. Received: {pixels=}")
 
     def augment(images, seeds):
         height, width = images.shape[1:3]
+        if pixels is None:
+            return _padded_crop(min(height, width) // 8, mode)(images, seeds)
         if pixels >= min(height, width):
             raise InputError(
                 "an augmentation moves by fewer pixels than an image is wide. "

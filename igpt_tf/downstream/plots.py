@@ -2,13 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 _OWN = "#1f5fa8"
 _OTHERS = ("#b5651d", "#6b8e23", "#8a8a8a", "#8e4585")
 _DOTS_PER_INCH = 130
+_MOST_NAMED = 30  # classes whose names and numbers still fit
 
 
 def accuracy_by_layer(path: str, report: dict) -> None:
@@ -62,6 +63,27 @@ def low_data(path: str, report: dict) -> None:
             f"(mean and deviation of {report['num_subsets']} subsets)"
         )
         axes.legend(frameon=False)
+
+
+def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Which labels (rows) were taken for which (columns), int[C,C], in percent of each row."""
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = min(12, 3.2 + 0.42 * len(counts))
+    with _figure(path, (size + 0.6, size)) as (figure, axes):
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+        figure.colorbar(image, ax=axes, label="share of the label's images (%)", fraction=0.046)
+        if len(counts) <= _MOST_NAMED:
+            axes.set_xticks(range(len(counts)), class_names, rotation=45, ha="right")
+            axes.set_yticks(range(len(counts)), class_names)
+            for (row, column), share in np.ndenumerate(shares):
+                if counts[row, column]:
+                    colour = "white" if share > 50 else "black"
+                    axes.text(
+                        column, row, f"{share:.0f}", color=colour, ha="center", va="center", size=8
+                    )
+        axes.set_xlabel("decided")
+        axes.set_ylabel("label")
+        axes.set_title(title, fontsize=10)
 
 
 def surprise(path: str, surprise: np.ndarray, title: str) -> None:

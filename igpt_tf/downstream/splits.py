@@ -44,8 +44,13 @@ class Splits:
         return {name: len(part) for name, part in self}
 
 
-def source_of(model: SavedModel, source: Source | None) -> Source:
+def source_of(model: SavedModel, source: Source | None, tool: str = "linear_probe") -> Source:
     """`source`, or the data set the model was trained on; checked against the model.
+
+    Args:
+        model: The model.
+        source: The data set, if it was named.
+        tool: The program that asks, for the error.
 
     Raises:
         InputError: The model does not name its data, or the images are not of its size.
@@ -55,7 +60,7 @@ def source_of(model: SavedModel, source: Source | None) -> Source:
         if description is None:
             raise InputError(
                 "this SavedModel does not say what it was trained on; name the data set, such as "
-                f"--gin_param='linear_probe.source=@digits()'. Received: saved_model={model.path}"
+                f"--gin_param='{tool}.source=@digits()'. Received: saved_model={model.path}"
             )
         source = source_from_description(description)
     check_fits(model, source.image_size)
@@ -92,8 +97,8 @@ def labelled(source: Source, num_train: int | None = None, seed: int = 0) -> Spl
 def _num_classes(source: Source) -> int:
     if source.train.labels is None or source.valid.labels is None:
         raise InputError(
-            "the data set has no labels, which a probe needs; put the images into class folders, "
-            f"or name a labelled data set. Received: source={source.name}"
+            "the data set has no labels, which a classifier needs; put the images into class "
+            f"folders, or name a labelled data set. Received: source={source.name}"
         )
     return len(source.class_names) if source.class_names else int(source.train.labels.max()) + 1
 

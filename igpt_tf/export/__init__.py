@@ -2,6 +2,6 @@
 
 from igpt_tf.export import load
 from igpt_tf.export.load import SavedModel, load_model
-from igpt_tf.export.write import write
+from igpt_tf.export.write import write, write_classifier
 
-__all__ = ["SavedModel", "load", "load_model", "write"]
+__all__ = ["SavedModel", "load", "load_model", "write", "write_classifier"]

@@ -9,11 +9,17 @@ from igpt_tf.exported import METADATA, PALETTE
 
 
 def describe(model, palette, *, objective, data, class_names, step, nats_per_token) -> dict:
-    """The content of metadata.json; arguments as in `write`."""
+    """The content of metadata.json; arguments as in `write`.
+
+    "task" is None for a pretrained model. For a fine-tuned one it holds "name" ("classification"),
+    "num_classes", "num_masks" of its ensemble (0 without), the weights of its two losses, its
+    "learning_rate" and "from_scratch"; "objective" stays the generative one.
+    """
     return {
         "model": model.config(),
         "palette": palette.fingerprint,
         "objective": objective,
+        "task": None,
         "score": "likelihood" if model.causal else "pseudo-likelihood",
         "data": data,
         "class_names": list(class_names) if class_names is not None else None,

@@ -30,6 +30,30 @@ def pretrained(model, palette) -> dict:
     return {**functions, "serving_default": functions["features"]}
 
 
+def classifying(classifier, palette, masks) -> dict:
+    """Every signature of a fine-tuned model; arguments as in `write_classifier`."""
+    network = classifier.network
+
+    @_signature(images_of(network))
+    def classify(images):
+        tokens = pixels.encode(palette, images)
+        probabilities, labels = classifier.classify(tokens, masks)
+        return {"probabilities": probabilities, "labels": labels}
+
+    @_signature(tf.TensorSpec([None], tf.string, "image_bytes"))
+    def classify_bytes(image_bytes):
+        return classify(pixels.read_files(image_bytes, network.image_size))
+
+    return {
+        **coding(network, palette),
+        **features(network, palette),
+        **scoring(network, palette),
+        "classify": classify,
+        "classify_bytes": classify_bytes,
+        "serving_default": classify,
+    }
+
+
 def images_of(model) -> tf.TensorSpec:
     """uint8[B,H,W,3], the input `images`."""
     return tf.TensorSpec([None, *model.image_size, 3], tf.uint8, "images")

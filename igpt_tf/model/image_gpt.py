@@ -122,8 +122,15 @@ class ImageGPT(keras.Model):
 
     def logits(self, h):
         """float[B,T,D] before the final norm -> float32[B,T,V], whatever the compute dtype."""
-        h = ops.cast(self.final_norm(h), "float32")
-        return ops.matmul(h, ops.transpose(self.output_embedding))
+        return self.token_logits(self.normalised(h))
+
+    def normalised(self, h):
+        """The final norm's output. float[B,T,D] -> float32[B,T,D]."""
+        return ops.cast(self.final_norm(h), "float32")
+
+    def token_logits(self, normalised):
+        """float32[B,T,D] after the final norm -> float32[B,T,V]."""
+        return ops.matmul(normalised, ops.transpose(self.output_embedding))
 
     def features(self, tokens, masked=None):
         """Mean over positions of each layer's normalised input.

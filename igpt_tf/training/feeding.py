@@ -36,7 +36,7 @@ class Feed:
     ):
         self._objective = objective
         self._table = None if on_device else palette.table
-        self._strategy = strategy
+        self.strategy = strategy
         self._batch_size = batch_size
 
     def training(
@@ -65,7 +65,7 @@ class Feed:
                 shard=shard,
             )
 
-        batches = strategies.distribute(self._strategy, shard_batches, stack=stack)
+        batches = strategies.distribute(self.strategy, shard_batches, stack=stack)
         return pipeline.iterate(batches, examples)
 
     def evaluation(self, examples: Examples) -> Iterable[dict]:
@@ -78,7 +78,7 @@ class Feed:
             )
             return batches.enumerate().map(lambda step, batch: {**batch, **draws(step)})
 
-        return _Pass(strategies.distribute(self._strategy, shard_batches), examples)
+        return _Pass(strategies.distribute(self.strategy, shard_batches), examples)
 
     def _draws(self, examples, seed):
         length = int(np.prod(examples.image_size))

@@ -62,6 +62,26 @@ def build_optimizer(
     return optimizer
 
 
+@gin.register
+def constant_adam(
+    *,
+    learning_rate: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.95,
+    epsilon: float = 1e-8,
+) -> keras.optimizers.Optimizer:
+    """Adam at a constant rate, the paper's optimizer of fine-tuning; arguments as above.
+
+    Raises:
+        InputError: The rate is not positive.
+
+    Source: paper, section 3.4.
+    """
+    if not learning_rate > 0:
+        raise InputError(f"a learning rate is above 0. Received: {learning_rate=}")
+    return keras.optimizers.Adam(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+
+
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model, optimizer: keras.optimizers.Optimizer):
     """Lends a model the moving average of its weights.

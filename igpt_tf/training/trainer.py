@@ -39,7 +39,7 @@ class Trainer:
 
     Args:
         model: An `ImageGPT`.
-        objective: `Autoregressive` or `Masked`.
+        objective: `Autoregressive`, `Masked` or, with labels in the batches, `Joint`.
         optimizer: A Keras optimizer; its variables are created here.
         palette: Encodes images that arrive without tokens, on the device.
         batch_size: The global batch size.
@@ -140,6 +140,12 @@ class Trainer:
             loss = tf.reduce_sum(self._image_nats(batch)) / self.batch_size
         return loss, [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
 
+    @tf.function
+    def weights_are_finite(self) -> tf.Tensor:
+        """Whether every weight is a number, bool[]; a step may spoil them after its loss."""
+        finite = [tf.reduce_all(tf.math.is_finite(w.value)) for w in self.model.weights]
+        return tf.reduce_all(tf.stack(finite))
+
     def evaluate(self, batches: Iterable[dict]) -> float:
         """Mean nats per token over batches that carry a "weight" float32[b] for each image."""
         total = count = 0.0
@@ -161,8 +167,10 @@ class Trainer:
 
     def _image_nats(self, batch):
         """nats per token float32[b] of each image."""
-        draws = {key: batch[key] for key in batch if key not in ("tokens", "images", "labels")}
-        return self.objective(self.model, self._tokens(batch), **draws)
+        unused = ("tokens", "images") if self.objective.labelled else ("tokens", "images", "labels")
+        draws = {key: batch[key] for key in batch if key not in unused}
+        return self.objective(self.model, self.tokens(batch), **draws)
 
-    def _tokens(self, batch):
+    def tokens(self, batch: dict) -> tf.Tensor:
+        """int32[b,T] of a batch, in whichever form it came."""
         return batch["tokens"] if "tokens" in batch else self.palette.encode_tensor(batch["images"])
