@@ -135,6 +135,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
         (["build_model.num_heads=3"], "num_heads"),
         (["train.batch_size=0"], "batch_size"),
         (["train.export='newest'"], "newest"),
+        (["train.weights='averaged'"], "ema_momentum"),
+        (["step_options.steps_per_call=5"], "steps_per_call=5"),
         (["train.palette=@load_palette()", "load_palette.path='none.npy'"], "none.npy"),
     ],
 )
@@ -143,6 +145,24 @@ def test_a_mistake_ends_with_code_2_and_one_line_that_names_it(tmp_path, binding
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
     assert named in ended.stderr
+
+
+def test_averaged_weights_in_stacked_steps_are_evaluated_and_exported_and_a_trace_is_left(tmp_path):
+    ended = run(
+        tmp_path / "run",
+        "train.weights='averaged'",
+        "build_optimizer.ema_momentum=0.9",
+        "step_options.steps_per_call=4",
+        "cadence.log_every=4",
+        "cadence.profile_steps=(5, 8)",
+    )
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    held_out = {x["step"]: x["nats_per_token"] for x in lines if x["split"] == "valid"}
+    assert list(held_out) == [4, 8, 12]
+    assert result["nats_per_token"]["valid"] == pytest.approx(held_out[result["step"]], rel=1e-5)
+    assert list((tmp_path / "run/summaries").glob("plugins/profile/*/*.xplane.pb"))
 
 
 def test_a_mistyped_flag_ends_with_code_2_and_one_line():

@@ -1,6 +1,8 @@
 """What a run does besides its steps, each at its own period: report, evaluate, draw."""
 
+import contextlib
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +16,9 @@ from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.pictures import grid, write_png
 from igpt_tf.sampling import Sampler
+from igpt_tf.training import strategies
 from igpt_tf.training.checkpoints import Checkpoints
+from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
 
@@ -31,6 +35,7 @@ class Cadence:
         draw_every: Period of the pictures.
         keep_checkpoints: How many of the newest checkpoints stay.
         num_heldout_images: Size of the fixed subset that evaluations use; None for all.
+        profile_steps: (first, last) step of a trace for TensorBoard's profile page; None for none.
     """
 
     log_every: int = 50
@@ -39,6 +44,23 @@ class Cadence:
     draw_every: int = 0
     keep_checkpoints: int = 3
     num_heldout_images: int | None = None
+    profile_steps: tuple[int, int] | None = None
+
+    def check(self, num_steps: int, steps_per_call: int) -> None:
+        """Raises: InputError unless every period falls between two calls of the step."""
+        periods = {
+            "train.num_steps": num_steps,
+            "cadence.log_every": self.log_every,
+            "cadence.evaluate_every": self.evaluate_every,
+            "cadence.checkpoint_every": self.checkpoint_every,
+            "cadence.draw_every": self.draw_every,
+        }
+        for name, steps in periods.items():
+            if steps_per_call < 1 or steps % steps_per_call:
+                raise InputError(
+                    f"{name} must be a multiple of step_options.steps_per_call. "
+                    f"Received: {name}={steps}, steps_per_call={steps_per_call}"
+                )
 
 
 class Report:
@@ -48,7 +70,7 @@ class Report:
 
     Args:
         summaries: Where the numbers go.
-        batch_size: The global batch size, for images per second.
+        trainer: Tells how many images and tokens a call of its step takes.
         first_step: Steps already done.
         num_steps: Steps at the end.
         title: Name of the progress bar.
@@ -58,15 +80,17 @@ class Report:
     def __init__(
         self,
         summaries: Summaries,
+        trainer: Trainer,
         *,
-        batch_size: int,
         first_step: int,
         num_steps: int,
         title: str,
         measure: str,
     ):
         self._summaries = summaries
-        self._batch_size = batch_size
+        self._steps_per_call = trainer.steps_per_call
+        self._images_per_call = trainer.batch_size * trainer.steps_per_call
+        self._tokens_per_image = math.prod(trainer.model.image_size)
         self._measure = measure
         self._finite_step = first_step
         self._restart()
@@ -80,14 +104,14 @@ class Report:
         )
 
     def add(self, loss: tf.Tensor, waited: float) -> None:
-        """Notes a step.
+        """Notes a call of the step.
 
         Args:
             loss: Its loss, float32[].
-            waited: Seconds the step waited for its data.
+            waited: Seconds it waited for its data.
         """
         self._losses.append(loss)
-        self._bar.update()
+        self._bar.update(self._steps_per_call)
         if self._compiled:
             self._waited += waited
             self._timed += 1
@@ -111,14 +135,10 @@ class Report:
         """Stops a run whose loss is no number any more, before a checkpoint is overwritten.
 
         Raises:
-            InputError: Names the steps between which it happened.
+            NonFiniteLoss: Names the steps between which it happened.
         """
         if self._losses and not np.isfinite(self._mean_loss()):
-            raise InputError(
-                f"the loss became non-finite between steps {self._finite_step} and {step}; "
-                "the checkpoints before are kept. Start again in a new workdir with a lower "
-                "build_optimizer.learning_rate"
-            )
+            raise NonFiniteLoss(self._finite_step, step)
         self._finite_step = step
 
     def __call__(self, step: int) -> None:
@@ -126,13 +146,18 @@ class Report:
         self.check_finite(step)
         loss = self._mean_loss()
         seconds = max(time.monotonic() - self._since, 1e-9)
-        speed = self._batch_size * self._timed / seconds
-        self._bar.set_postfix({self._measure: f"{loss:.4f}", "images/s": f"{speed:.1f}"})
+        speed = self._images_per_call * self._timed / seconds
+        memory = strategies.peak_memory_gb()
+        self._bar.set_postfix(
+            {self._measure: f"{loss:.4f}", "images/s": f"{speed:.1f}", "GB": f"{memory:.1f}"}
+        )
         self._summaries.scalars(
             step,
             "train",
             images_per_second=speed,
+            tokens_per_second=speed * self._tokens_per_image,
             data_wait=self._waited / seconds,
+            peak_memory_gb=memory,
             **{self._measure: loss},
         )
         self._restart()
@@ -157,6 +182,7 @@ class Evaluate:
         batches: Held-out batches with weights, the same at every call.
         checkpoints: Keeps the best.
         summaries: Where the numbers go.
+        weights: Lends the model the weights to evaluate, where they are not the trained ones.
     """
 
     def __init__(
@@ -165,13 +191,19 @@ class Evaluate:
         batches: Iterable[dict],
         checkpoints: Checkpoints,
         summaries: Summaries,
+        weights: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self._trainer = trainer
         self._batches = batches
         self._checkpoints = checkpoints
         self._summaries = summaries
+        self._weights = weights
 
     def __call__(self, step: int) -> None:
+        with self._weights():
+            self._note(step)
+
+    def _note(self, step):
         nats = self._trainer.evaluate(self._batches)
         self._summaries.scalars(step, "valid", nats_per_token=nats)
         self._checkpoints.note_heldout(step, nats)

@@ -4,17 +4,21 @@ What is evaluated and drawn beside the steps is the caller's affair.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from igpt_tf import config
 from igpt_tf.errors import InputError
 from igpt_tf.training import loop, strategies
 from igpt_tf.training.actions import Cadence, Report
 from igpt_tf.training.checkpoints import Checkpoints
+from igpt_tf.training.profiling import Profile
+from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
 from igpt_tf.training.workdir import Workdir, naming_a_full_disk
@@ -44,12 +48,14 @@ def guarded(workdir: str, strategy: tf.distribute.Strategy):
 def take_steps(
     folder: Workdir,
     trainer: Trainer,
-    batches: Callable[[int], Iterator[dict]],
+    batches: Callable[[int, int], Iterator[dict]],
     cadence: Cadence,
     *,
     num_steps: int,
+    seed: int,
     actions: Callable[[Checkpoints, Summaries], list[loop.Periodic]],
     patience: int = 0,
+    num_rewinds: int = 0,
     title: str = "pretrain",
     measure: str = "nats_per_token",
 ) -> Checkpoints:
@@ -58,16 +64,22 @@ def take_steps(
     Args:
         folder: The run's files; its newest checkpoint is where the steps begin.
         trainer: Takes them.
-        batches: Step -> the batches of that step and after.
+        batches: (step, seed) -> the batches of that step and after.
         cadence: Periods of the report and the checkpoints.
         num_steps: Length of the run.
+        seed: Of the batches.
         actions: Makes what is due between the report and the checkpoint, such as an evaluation.
         patience: The run ends once so many steps brought no better held-out result; 0 is never.
+        num_rewinds: How often a loss that became non-finite sends the run back to its newest
+            checkpoint, to go on with other images up to the step where it was noticed.
         title: Name of the progress bar.
         measure: What the trainer's losses are called in `metrics.jsonl`.
 
     Returns:
         The checkpoints, with the best held-out step.
+
+    Raises:
+        NonFiniteLoss: Once there were `num_rewinds` rewinds.
     """
     checkpoints = Checkpoints(
         os.path.join(folder.run, "checkpoints"),
@@ -76,23 +88,66 @@ def take_steps(
         keep=cadence.keep_checkpoints,
         written_to=folder.file("checkpoints"),
     )
+    rewinds = Rewinds(os.path.join(folder.run, "rewinds.json"), num_rewinds, writes=folder.is_chief)
+
+    def attempt(first_step):
+        summaries = Summaries(
+            folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
+        )
+        summaries.text("config", config.operative_markdown())
+        report = Report(
+            summaries,
+            trainer,
+            first_step=first_step,
+            num_steps=num_steps,
+            title=title,
+            measure=measure,
+        )
+        save, stop_if_stale = _saving(report, trainer, checkpoints, patience)
+        profile = Profile(folder.file("summaries"), cadence.profile_steps)
+        with contextlib.closing(report), contextlib.closing(profile):
+            stop_if_stale(first_step)  # a run that had ended early is over
+            loop.run(
+                lambda batch, waited: report.add(trainer.train_step(batch), waited),
+                _chained(batches, rewinds.segments(seed, first_step, num_steps), trainer),
+                first_step=first_step,
+                num_steps=num_steps,
+                actions=[
+                    loop.Periodic(trainer.steps_per_call, profile),
+                    loop.Periodic(cadence.log_every, report),
+                    *_untimed(report, actions(checkpoints, summaries)),
+                    *_untimed(report, [loop.Periodic(cadence.checkpoint_every, save)]),
+                    *_untimed(report, [loop.Periodic(cadence.evaluate_every, stop_if_stale)]),
+                ],
+                save=save,
+                stride=trainer.steps_per_call,
+                agree=strategies.agreement(trainer.strategy),
+            )
+
     first_step = checkpoints.restore_newest()
     strategies.wait_for_all(trainer.strategy)  # nobody writes before everybody has read
-    summaries = Summaries(
-        folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
-    )
-    summaries.text("config", config.operative_markdown())
-    report = Report(
-        summaries,
-        batch_size=trainer.batch_size,
-        first_step=first_step,
-        num_steps=num_steps,
-        title=title,
-        measure=measure,
-    )
+    if num_rewinds and not first_step:
+        checkpoints.save(0)  # a place to go back to
+    with contextlib.suppress(_Enough):
+        while True:
+            try:
+                attempt(first_step)
+                break
+            except NonFiniteLoss as error:
+                first_step = checkpoints.restore_newest()
+                rewinds.add(first_step, error)
+                logging.warning("%s", f"back to step {first_step}, with other images: {error}")
+    strategies.wait_for_all(trainer.strategy)  # the chief's last files are whole
+    return checkpoints
+
+
+def _saving(report: Report, trainer: Trainer, checkpoints: Checkpoints, patience: int):
+    """Two actions: save a state that is sound, and end a run that does not get better."""
 
     def save(step):
         report.check_finite(step)
+        if not trainer.weights_are_finite():
+            raise NonFiniteLoss(step - 1, step)
         checkpoints.save(step)
 
     def stop_if_stale(step):
@@ -100,26 +155,18 @@ def take_steps(
             save(step)
             raise _Enough
 
-    due = [
-        *actions(checkpoints, summaries),
-        loop.Periodic(cadence.checkpoint_every, save),
-        loop.Periodic(cadence.evaluate_every, stop_if_stale),
-    ]
-    with contextlib.closing(report), contextlib.suppress(_Enough):
-        stop_if_stale(first_step)  # a run that had ended early is over
-        loop.run(
-            lambda batch, waited: report.add(trainer.train_step(batch), waited),
-            batches(first_step),
-            first_step=first_step,
-            num_steps=num_steps,
-            actions=[
-                loop.Periodic(cadence.log_every, report),
-                *(loop.Periodic(one.every, report.excluding(one.action)) for one in due),
-            ],
-            save=save,
-        )
-    strategies.wait_for_all(trainer.strategy)  # the chief's last files are whole
-    return checkpoints
+    return save, stop_if_stale
+
+
+def _untimed(report: Report, actions: list[loop.Periodic]) -> list[loop.Periodic]:
+    return [loop.Periodic(one.every, report.excluding(one.action)) for one in actions]
+
+
+def _chained(batches, segments, trainer) -> Iterator[dict]:
+    """The batches of one segment after the other."""
+    for first_step, end_step, seed in segments:
+        calls = (end_step - first_step) // trainer.steps_per_call
+        yield from itertools.islice(batches(first_step, seed), calls)
 
 
 class _Enough(Exception):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 from collections.abc import Callable
 
 import gin
@@ -102,10 +103,19 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
     return resolver.task_id
 
 
-def any_worker(strategy: tf.distribute.Strategy, here: bool) -> bool:
-    """Whether it is so on any host; every host must ask at the same step."""
-    flag = strategy.run(tf.constant, args=(float(here),))
-    return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, flag, axis=None) > 0)
+def agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None:
+    """Tells whether something is so on any host, every host asking at the same step.
+
+    None with one host: it has nobody to ask.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return None
+
+    def on_any(here: bool) -> bool:
+        flag = strategy.run(lambda: tf.constant(float(here)))
+        return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, flag, axis=None) > 0)
+
+    return on_any
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
@@ -142,6 +152,14 @@ def naming_a_lost_worker(strategy: tf.distribute.Strategy):
 def has_accelerator() -> bool:
     """Whether a GPU or TPU is at hand."""
     return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
+
+
+def peak_memory_gb() -> float:
+    """The most this process has held so far, in GB: of the fullest GPU, else of main memory."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if not gpus:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return max(tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus) / 1e9
 
 
 def distribute(

@@ -1,15 +1,15 @@
 """`train`: the root that gin configures. It builds the parts, runs the loop, exports the result."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import gin
 import keras
 import tensorflow as tf
 
-# What gin may name in a run file registers itself on import.
-import igpt_tf.objectives
-import igpt_tf.training.optimization  # noqa: F401
+import igpt_tf.objectives  # noqa: F401
 from igpt_tf import config
 from igpt_tf.data import Source
 from igpt_tf.errors import InputError
@@ -22,6 +22,7 @@ from igpt_tf.training.actions import Cadence, Draw, Evaluate
 from igpt_tf.training.baselines import token_baselines
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.feeding import Feed, subset
+from igpt_tf.training.optimization import averaged_weights, state_bytes
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import StepOptions, Trainer
 from igpt_tf.training.workdir import Workdir
@@ -49,6 +50,8 @@ def train(
     precision: str = "float32",
     quantize_on: str = "auto",
     export: str = "best",
+    weights: str = "trained",
+    num_rewinds: int = 0,
     dry_run: bool = False,
 ) -> None:
     """Pretrains a model, or goes on with it, and exports it. Durations are optimizer steps.
@@ -72,14 +75,20 @@ def train(
         quantize_on: Where the palette is applied: "host", "device", or "auto", the device where
             there is an accelerator.
         export: "best" exports the step with the lowest held-out loss, "last" the last.
+        weights: Evaluates and exports the "trained" ones, or their moving average, "averaged"
+            (`build_optimizer.ema_momentum`).
+        num_rewinds: How often the run may go back to its newest checkpoint and on with other images
+            when its loss became non-finite; 0, the default, ends it.
         dry_run: Build and check everything, print the plan, train nothing.
 
     Raises:
         InputError: The configuration or the data is wrong, or the loss became non-finite.
     """
     running.check_choice("train.export", export, ("best", "last"))
+    running.check_choice("train.weights", weights, ("trained", "averaged"))
     on_device = running.quantizes_on_device("train.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.accumulation)
+    cadence.check(num_steps, step_options.steps_per_call)
     running.set_precision("train.precision", precision)
     keras.utils.set_random_seed(seed)
 
@@ -91,6 +100,11 @@ def train(
     with strategy.scope():
         steps_per_epoch = -(-len(source.train) // batch_size)
         optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    if weights == "averaged" and not optimizer.use_ema:
+        raise InputError(
+            "there is no average of the weights to export; set build_optimizer.ema_momentum, for "
+            f"example to 0.999. Received: train.weights={weights!r}"
+        )
     config.refuse_unread_bindings()
     print(_describe(plan, source, num_steps, batch_size))
     if dry_run:
@@ -109,23 +123,42 @@ def train(
             batch_size=batch_size,
             **dataclasses.asdict(step_options),
         )
+        print(_memory(trainer))
+        exported = contextlib.nullcontext
+        if weights == "averaged":
+            exported = functools.partial(averaged_weights, trainer.model, optimizer)
         feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
         checkpoints = running.take_steps(
             folder,
             trainer,
-            lambda first_step: feed.training(
-                source.train, seed=seed, first_step=first_step, augmentation=augmentation
+            lambda first_step, seed: feed.training(
+                source.train,
+                seed=seed,
+                first_step=first_step,
+                augmentation=augmentation,
+                stack=step_options.steps_per_call,
             ),
             cadence,
             num_steps=num_steps,
-            actions=_beside(folder, trainer, feed, source, cadence, seed),
+            seed=seed,
+            actions=_beside(folder, trainer, feed, source, cadence, seed, exported),
+            num_rewinds=num_rewinds,
         )
-        best = export == "best" and cadence.evaluate_every
-        _finish(folder, trainer, feed, source, checkpoints.restore_best() if best else num_steps)
+        if export == "best" and cadence.evaluate_every:
+            _finish(folder, trainer, feed, source, checkpoints.restore_best())
+        else:
+            with exported():
+                _finish(folder, trainer, feed, source, num_steps)
 
 
 def _beside(
-    folder: Workdir, trainer: Trainer, feed: Feed, source: Source, cadence: Cadence, seed: int
+    folder: Workdir,
+    trainer: Trainer,
+    feed: Feed,
+    source: Source,
+    cadence: Cadence,
+    seed: int,
+    exported: Callable[[], contextlib.AbstractContextManager],
 ):
     """What `running.take_steps` does beside the steps: the held-out loss, and pictures."""
 
@@ -139,10 +172,9 @@ def _beside(
             lambda step: folder.file("samples", f"step_{step}.png"),
             seed=seed,
         )
+        evaluate = Evaluate(trainer, heldout, checkpoints, summaries, exported)
         return [
-            loop.Periodic(
-                cadence.evaluate_every, Evaluate(trainer, heldout, checkpoints, summaries)
-            ),
+            loop.Periodic(cadence.evaluate_every, evaluate),
             loop.Periodic(cadence.draw_every if folder.is_chief else 0, draw),
         ]
 
@@ -198,6 +230,13 @@ def _describe(plan: ImageGPT, source: Source, num_steps: int, batch_size: int) -
         f"of {height}x{width}; {count_parameters(lambda: plan):,} weights, "
         f"{plan.num_layers} layers of width {plan.hidden_dim}; {num_steps:,} steps of {batch_size}"
     )
+
+
+def _memory(trainer: Trainer) -> str:
+    """What a replica holds between two steps, in one line."""
+    weights = 4 * trainer.model.count_params() / 1e6
+    state = state_bytes(trainer.optimizer) / 1e6
+    return f"memory a replica: {weights:,.1f} MB of weights, {state:,.1f} MB of optimizer state"
 
 
 def _check_vocabulary(palette: Palette, plan: ImageGPT) -> None:

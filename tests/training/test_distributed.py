@@ -113,6 +113,22 @@ def test_when_a_worker_is_lost_the_other_says_so_and_the_job_resumes(one_device,
     assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
 
 
+def test_when_one_worker_is_told_to_stop_all_save_the_same_step_and_the_job_resumes(
+    one_device, tmp_path
+):
+    workdir = tmp_path / "run"
+    chief, other = start_workers(workdir)
+    while not (workdir / "checkpoints/ckpt-4.index").exists():
+        assert chief.poll() is None
+        time.sleep(0.05)
+    other.send_signal(signal.SIGTERM)
+    end(chief, code=143), end(other, code=143)
+    assert (workdir / "checkpoints/ckpt-10.index").exists()
+    for process in start_workers(workdir):
+        end(process)
+    assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
+
+
 def test_without_a_cluster_the_strategy_is_refused_in_one_line(tmp_path):
     stderr = end(start(tmp_path / "run", *TWO_WORKERS), code=2)
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "TF_CONFIG" in stderr

@@ -1,0 +1,95 @@
+"""Claims about going on after a loss that blew up."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igpt_tf.model import ImageGPT
+from igpt_tf.objectives import Autoregressive
+from igpt_tf.palette import Palette
+from igpt_tf.training import running
+from igpt_tf.training.actions import Cadence
+from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
+from igpt_tf.training.trainer import Trainer
+from igpt_tf.training.workdir import Workdir
+
+POISONED_STEP = 13  # counted from 0, of seed 0 only
+NUM_STEPS = 20
+
+
+class FragileTrainer(Trainer):
+    """Its weights are lost to the batch that is marked, as to an overflow."""
+
+    def train_step(self, batch):
+        loss = super().train_step({"tokens": batch["tokens"]})
+        if batch["poisoned"]:
+            self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+        return loss
+
+
+def fragile_trainer():
+    keras.utils.set_random_seed(0)
+    shape = {"image_size": (3, 3), "vocabulary_size": 5, "num_layers": 1, "hidden_dim": 8}
+    model = ImageGPT(**shape, num_heads=2, causal=True)
+    return FragileTrainer(
+        model, Autoregressive(), keras.optimizers.Adam(0.01), Palette.grey(5), batch_size=4
+    )
+
+
+def run(workdir, num_rewinds):
+    """Trains; returns the trainer and the (step, seed) of every batch it was fed."""
+    trainer, fed = fragile_trainer(), []
+
+    def batches(first_step, seed):
+        for step in range(first_step, NUM_STEPS):
+            fed.append((step, seed))
+            tokens = np.random.default_rng([seed, step]).integers(0, 5, (4, 9))
+            poisoned = seed == 0 and step == POISONED_STEP
+            yield {"tokens": tf.constant(tokens, "int32"), "poisoned": poisoned}
+
+    running.take_steps(
+        Workdir(str(workdir), 0),
+        trainer,
+        batches,
+        Cadence(log_every=5, evaluate_every=0, checkpoint_every=5),
+        num_steps=NUM_STEPS,
+        seed=0,
+        actions=lambda checkpoints, summaries: [],
+        num_rewinds=num_rewinds,
+    )
+    return trainer, fed
+
+
+def test_a_lost_loss_ends_the_run_and_names_its_steps(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="between steps 10 and 15"):
+        run(tmp_path, num_rewinds=0)
+    assert (tmp_path / "checkpoints/ckpt-10.index").exists()
+    assert not (tmp_path / "checkpoints/ckpt-15.index").exists()
+
+
+def test_a_rewound_run_takes_other_images_up_to_where_it_was_lost_and_then_its_own(tmp_path):
+    trainer, fed = run(tmp_path, num_rewinds=1)
+    assert all(np.isfinite(w).all() for w in trainer.model.get_weights())
+    window = dict(fed[fed.index((14, 0)) + 1 :])
+    assert {step for step, seed in window.items() if seed} == set(range(10, 15))
+    assert {step for step, seed in window.items() if not seed} == set(range(15, 20))
+    steps = [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")]
+    assert steps == [5, 10, 15, 20]
+
+
+def test_a_resumed_run_knows_the_windows_of_the_one_before(tmp_path):
+    path = str(tmp_path / "rewinds.json")
+    first = Rewinds(path, limit=2)
+    first.add(10, NonFiniteLoss(10, 15))
+    first.add(10, NonFiniteLoss(10, 12))
+    again = Rewinds(path, limit=2)
+    segments = list(again.segments(0, 0, 20))
+    assert segments == list(first.segments(0, 0, 20))
+    assert [(a, b) for a, b, _ in segments] == [(0, 10), (10, 12), (12, 15), (15, 20)]
+    seeds = [seed for _, _, seed in segments]
+    assert seeds[0] == seeds[3] == 0 and len(set(seeds)) == 3
+    with pytest.raises(NonFiniteLoss):
+        again.add(12, NonFiniteLoss(12, 13))
