@@ -37,7 +37,7 @@ class Feed:
         self._objective = objective
         self._table = None if on_device else palette.table
         self.strategy = strategy
-        self._batch_size = batch_size
+        self.batch_size = batch_size
 
     def training(
         self,
@@ -56,7 +56,7 @@ class Feed:
         def shard_batches(shard):
             return pipeline.batches(
                 examples,
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
                 seed=seed,
                 first_step=first_step,
                 augmentation=augmentation,
@@ -74,7 +74,7 @@ class Feed:
 
         def shard_batches(_):
             batches = pipeline.evaluation_batches(
-                examples, batch_size=self._batch_size, table=self._table
+                examples, batch_size=self.batch_size, table=self._table
             )
             return batches.enumerate().map(lambda step, batch: {**batch, **draws(step)})
 
@@ -83,7 +83,7 @@ class Feed:
     def _draws(self, examples, seed):
         length = int(np.prod(examples.image_size))
         return lambda step: self._objective.draws(
-            seed=seed, step=step, batch_size=self._batch_size, sequence_length=length
+            seed=seed, step=step, batch_size=self.batch_size, sequence_length=length
         )
 
 

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 
 import gin
 import keras
 import tensorflow as tf
+from tqdm import tqdm
 
 import igpt_tf.objectives  # noqa: F401
 from igpt_tf import config
@@ -185,7 +187,7 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
     """Scores and exports the weights that the model holds, those of `step`; ends the run."""
     splits = {"valid": source.valid, "test": source.test}
     nats = {
-        name: trainer.evaluate(feed.evaluation(examples))
+        name: trainer.evaluate(_watched(feed, examples, name))
         for name, examples in splits.items()
         if examples is not None
     }
@@ -212,6 +214,18 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
         }
     )
     print(f"nats/token at step {step}: {nats}\nSavedModel: {folder.file('export', str(step))}")
+
+
+def _watched(feed: Feed, examples, name: str):
+    """The batches of an evaluation, under a progress bar."""
+    return tqdm(
+        feed.evaluation(examples),
+        desc=f"score {name}",
+        total=-(-len(examples) // feed.batch_size),
+        unit="batch",
+        leave=False,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
 
 
 def _baselines(source: Source, palette: Palette) -> dict[str, float]:
