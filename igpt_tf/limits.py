@@ -9,6 +9,7 @@ MOST_PIXELS = 2**25  # of the image in it
 # What each argument must be, and the test of it, for numbers and tensors alike.
 LIMITS = {
     "num_images": (f"1 to {MOST_IMAGES}", lambda x: (x >= 1) & (x <= MOST_IMAGES)),
+    "seed": ("-2^31 to 2^31 - 1", lambda x: (x >= -(2**31)) & (x < 2**31)),
     "temperature": ("finite and positive", lambda x: (x > 0) & (x < float("inf"))),
     "top_k": ("0 (all colours) or positive", lambda x: x >= 0),
     "top_p": ("above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
@@ -31,3 +32,22 @@ def check_given(num_given: int, sequence_length: int) -> None:
             f"num_given must be 0 to {sequence_length}, the pixels of an image. "
             f"Received: num_given={num_given}"
         )
+
+
+def given_pixels(num_given: str, image_size: tuple[int, int]) -> int:
+    """Raster pixels from text: "0.5" is a share of the rows, "12" so many whole rows.
+
+    Raises:
+        InputError: Not such a number, or more than the image has.
+    """
+    height, width = image_size
+    try:
+        rows = round(float(num_given) * height) if "." in num_given else int(num_given)
+    except ValueError:
+        rows = -1
+    if not 0 <= rows <= height:
+        raise InputError(
+            f"num_given is a share of the image such as 0.5, or 0 to {height} rows. "
+            f"Received: {num_given=}"
+        )
+    return rows * width

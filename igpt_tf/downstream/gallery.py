@@ -1,19 +1,21 @@
 """Pictures of what a SavedModel paints, written into a folder."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 
-from igpt_tf import report
+from igpt_tf import limits, report
 from igpt_tf.data import Source
-from igpt_tf.downstream import painting
+from igpt_tf.downstream import memory, painting
 from igpt_tf.errors import InputError
 from igpt_tf.export.load import SavedModel
 from igpt_tf.pictures import grid, write_animation, write_png
 
 _UNPAINTED = 160  # grey
 _MOST_FRAMES = 128
+_GIF_COLOURS = 256  # of one frame, grey included
 
 
 def write_samples(
@@ -23,10 +25,10 @@ def write_samples(
     num_images: int,
     seed: int,
     choice: painting.Choice,
-    batch_size: int,
+    batch_size: int | None,
     animate: bool,
 ) -> str:
-    """Writes `samples.png`, the single images and, if wanted, `samples.gif`.
+    """Writes `samples.png`, the single images and, if wanted, the animation.
 
     Args:
         saved_model: Path of the model.
@@ -34,8 +36,8 @@ def write_samples(
         num_images: N.
         seed: Image i is that of seed + i.
         choice: Of the pixels.
-        batch_size: Images at a time.
-        animate: Write the GIF too.
+        batch_size: Images at a time; None for as many as the memory is good for.
+        animate: Write the animation too: a GIF, or `.apng` where a GIF would lack colours.
 
     Returns:
         What was written, for people.
@@ -44,9 +46,9 @@ def write_samples(
         InputError: The model cannot sample, or an argument is out of range.
     """
     _check_positive(num_images=num_images, batch_size=batch_size)
-    painted = painting.sample(
-        SavedModel(saved_model), num_images, seed=seed, choice=choice, batch_size=batch_size
-    )
+    model = SavedModel(saved_model)
+    size = _planned(model, batch_size, num_images)
+    painted = painting.sample(model, num_images, seed=seed, choice=choice, batch_size=size)
     return _written(workdir, "samples", painted, grid(painted), seed, 0, animate)
 
 
@@ -61,16 +63,16 @@ def write_completions(
     completions: int,
     seed: int,
     choice: painting.Choice,
-    batch_size: int,
+    batch_size: int | None,
     animate: bool,
 ) -> str:
-    """Writes `completions.png`, a row an image, the single images and, if wanted, the GIF.
+    """Writes `completions.png`, a row an image, the single images and, if wanted, the animation.
 
     Args:
         images: Files and folders to complete; None for held-out images of `source`.
         source: A data set; None for the one the model was trained on.
         num_images: Images to complete at most.
-        num_given: As text, see `painting.given_pixels`.
+        num_given: As text, see `limits.given_pixels`.
         completions: Of each image.
         saved_model, workdir, seed, choice, batch_size, animate: As in `write_samples`.
 
@@ -79,16 +81,11 @@ def write_completions(
     """
     _check_positive(num_images=num_images, completions=completions, batch_size=batch_size)
     model = SavedModel(saved_model)
-    given = painting.given_pixels(num_given, model.image_size)
+    given = limits.given_pixels(num_given, model.image_size)
     originals = painting.originals(model, images, source, num_images)
-    painted = painting.complete(
-        model,
-        originals.repeat(completions, axis=0),
-        given,
-        seed=seed,
-        choice=choice,
-        batch_size=batch_size,
-    )
+    size = _planned(model, batch_size, len(originals) * completions)
+    repeated = originals.repeat(completions, axis=0)
+    painted = painting.complete(model, repeated, given, seed=seed, choice=choice, batch_size=size)
     picture = completion_grid(originals, painted, given)
     return _written(workdir, "completions", painted, picture, seed, given, animate)
 
@@ -143,12 +140,26 @@ def _written(
     write_singles(path, painted, seed)
     lines = [f"grid           {path}.png", f"single images  {path}{os.sep}"]
     if animate:
-        write_animation(f"{path}.gif", list(painting_frames(painted, num_given)))
-        lines.append(f"animation      {path}.gif")
+        frames = list(painting_frames(painted, num_given))
+        film = f"{path}.gif" if _num_colours(frames[-1]) < _GIF_COLOURS else f"{path}.apng"
+        write_animation(film, frames)
+        lines.append(f"animation      {film}")
     return "\n".join(lines)
 
 
-def _check_positive(**arguments: int) -> None:
+def _num_colours(picture: np.ndarray) -> int:
+    return len(np.unique(picture.reshape(-1, 3), axis=0))
+
+
+def _planned(model: SavedModel, batch_size: int | None, num_images: int) -> int:
+    """Images at a time, told to people as well."""
+    config = model.metadata["model"]
+    size = memory.painting_batch(config, batch_size, num_images, memory.available_bytes())
+    print(f"{num_images} images, {memory.announcement(config, size)}", file=sys.stderr)
+    return size
+
+
+def _check_positive(**arguments: int | None) -> None:
     for name, value in arguments.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise InputError(f"{name} is at least 1. Received: {name}={value}")

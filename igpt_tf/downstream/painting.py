@@ -93,25 +93,6 @@ def _in_batches(paint, num_images: int, batch_size: int, title: str) -> np.ndarr
     return np.concatenate(painted)
 
 
-def given_pixels(num_given: str, image_size: tuple[int, int]) -> int:
-    """Raster pixels from text: "0.5" is a share of the rows, "12" so many whole rows.
-
-    Raises:
-        InputError: Not such a number, or more than the image has.
-    """
-    height, width = image_size
-    try:
-        rows = round(float(num_given) * height) if "." in num_given else int(num_given)
-    except ValueError:
-        rows = -1
-    if not 0 <= rows <= height:
-        raise InputError(
-            f"num_given is a share of the image such as 0.5, or 0 to {height} rows. "
-            f"Received: {num_given=}"
-        )
-    return rows * width
-
-
 def load_images(paths: list[str], image_size: tuple[int, int], most: int) -> np.ndarray:
     """uint8[N,H,W,3] from the first PNG or JPEG files of `paths`, shrunk and cropped to size.
 

@@ -61,10 +61,9 @@ class Check:
                 f"export it again. Received: path={self.path}"
             ) from None
         self.load_milliseconds = 1000 * (time.perf_counter() - start)
-        names = self._session.signatures
-        self._promised = contract.promised(self._metadata, names)
+        self._promised = contract.promised(self._metadata)
         self._sizes = contract.sizes_of(self._metadata)
-        self._kind = contract.kind_of(self._metadata, names)
+        self._kind = contract.kind_of(self._metadata)
 
     def run(self) -> dict:
         """Asks everything; a report for JSON, whose "problems" are the breaches in words."""
@@ -156,7 +155,7 @@ class Check:
         """`serving_default` answers as the signature it stands for."""
         if any(row.problems for row in rows):
             return []
-        like = "classify" if "classify" in self._names else "features"
+        like = "classify" if contract.is_finetuned(self._metadata) else "features"
         request = requests.sound(self._promised[like][0], self._sizes, 1)
         default, named = (self._session.run(name, request) for name in ("serving_default", like))
         same = all(np.array_equal(default[key], named[key]) for key in named)

@@ -10,7 +10,7 @@ from igpt_tf.serving.session import Signature, TensorInfo
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A type and a shape of numbers and letters: B any batch, C any; the others of the model."""
+    """A type and a shape of numbers and letters: B any batch, the others the model's."""
 
     dtype: str
     shape: tuple[str | int, ...] = ()
@@ -45,6 +45,9 @@ _CHOICE = {
 _FEATURES = {"features": Spec("float32", ("B", "L+1", "D"))}
 _CLASSES = {"probabilities": Spec("float32", ("B", "C")), "labels": Spec("int32", ("B",))}
 
+_PAINTED = {**_IMAGES, **_TOKENS}
+_KNOWN = {"known": Spec("bool", ("B", "H", "W")), "num_rounds": Spec("int32")}
+
 # Signature: inputs, outputs.
 _OF_ALL = {
     "encode": (_IMAGES, _TOKENS),
@@ -58,11 +61,10 @@ _OF_ALL = {
             "surprise": Spec("float32", ("B", "H", "W")),
         },
     ),
-    "complete": ({**_IMAGES, "num_given": Spec("int32"), **_CHOICE}, {**_IMAGES, **_TOKENS}),
 }
-_OF_CAUSAL = {"sample": ({"num_images": Spec("int32"), **_CHOICE}, {**_IMAGES, **_TOKENS})}
-_KNOWN = {"known": Spec("bool", ("B", "H", "W")), "num_rounds": Spec("int32")}
-_OF_MASKED = {"inpaint": ({**_IMAGES, **_KNOWN, **_CHOICE}, {**_IMAGES, **_TOKENS})}
+_OF_PRETRAINED = {"complete": ({**_IMAGES, "num_given": Spec("int32"), **_CHOICE}, _PAINTED)}
+_OF_CAUSAL = {"sample": ({"num_images": Spec("int32"), **_CHOICE}, _PAINTED)}
+_OF_MASKED = {"inpaint": ({**_IMAGES, **_KNOWN, **_CHOICE}, _PAINTED)}
 _OF_FINETUNED = {"classify": (_IMAGES, _CLASSES), "classify_bytes": (_FILES, _CLASSES)}
 
 
@@ -77,22 +79,30 @@ def sizes_of(metadata: dict) -> dict[str, int]:
         "L+1": model["num_layers"] + 1,
         "D": model["hidden_dim"],
         "V": model["vocabulary_size"],
+        **({"C": metadata["task"]["num_classes"]} if is_finetuned(metadata) else {}),
     }
 
 
-def kind_of(metadata: dict, names) -> str:
-    """ "autoregressive", "masked", or one of these and "fine-tuned"."""
+def kind_of(metadata: dict) -> str:
+    """ "autoregressive" or "masked", and whether fine-tuned."""
     kind = "autoregressive" if metadata["model"]["causal"] else "masked"
-    return f"{kind}, fine-tuned" if "classify" in names else kind
+    return f"{kind}, fine-tuned" if is_finetuned(metadata) else kind
 
 
-def promised(metadata: dict, names) -> dict[str, tuple[dict, dict]]:
-    """Signature -> (inputs, outputs), each name -> `Spec`, of a model with these signatures."""
-    causal, finetuned = metadata["model"]["causal"], "classify" in names
-    signatures = {**_OF_ALL, **(_OF_CAUSAL if causal else _OF_MASKED)}
-    if finetuned:
-        signatures |= _OF_FINETUNED
-    signatures["serving_default"] = signatures["classify" if finetuned else "features"]
+def is_finetuned(metadata: dict) -> bool:
+    """Whether the model classifies. (The oldest exports lack the key.)"""
+    return metadata.get("task") is not None
+
+
+def promised(metadata: dict) -> dict[str, tuple[dict, dict]]:
+    """Signature -> (inputs, outputs), each name -> `Spec`, of the model with this metadata."""
+    if is_finetuned(metadata):
+        signatures = {**_OF_ALL, **_OF_FINETUNED}
+        signatures["serving_default"] = signatures["classify"]
+    else:
+        own = _OF_CAUSAL if metadata["model"]["causal"] else _OF_MASKED
+        signatures = {**_OF_ALL, **_OF_PRETRAINED, **own}
+        signatures["serving_default"] = signatures["features"]
     sizes = sizes_of(metadata)
     return {
         name: tuple({key: spec.of(sizes) for key, spec in specs.items()} for specs in both)

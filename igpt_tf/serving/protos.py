@@ -10,9 +10,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 # Message: its fields as (name, number, type); "*" marks repeated ones. A map is sent as repeated
 # entries. Source: tensorflow/core/protobuf/meta_graph.proto, tensorflow/core/framework/*.proto,
-# tensorflow_serving/apis/{prediction_log,predict,model}.proto.
+# tensorflow_serving/apis/{prediction_log,predict,model,get_model_metadata}.proto.
 _MESSAGES = {
     "MetaGraphDef": (("graph_def", 2, "GraphDef"), ("signature_def", 5, "*SignatureEntry")),
+    "SignatureDefMap": (("signature_def", 1, "*SignatureEntry"),),
     "SignatureEntry": (("key", 1, "string"), ("value", 2, "SignatureDef")),
     "SignatureDef": (
         ("inputs", 1, "*TensorEntry"),
@@ -93,4 +94,6 @@ def _class_of(name: str) -> type:
 
 
 _POOL = _declare()
-MetaGraphDef, PredictionLog = _class_of("MetaGraphDef"), _class_of("PredictionLog")
+MetaGraphDef = _class_of("MetaGraphDef")
+PredictionLog = _class_of("PredictionLog")
+SignatureDefMap = _class_of("SignatureDefMap")

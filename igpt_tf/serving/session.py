@@ -64,7 +64,7 @@ class Session:
             c.TF_DeleteBuffer(buffer)
         meta_graph = MetaGraphDef.FromString(content)
         self.graph_def = meta_graph.graph_def
-        self.signatures = _signatures(meta_graph)
+        self.signatures = signatures_of(meta_graph)
 
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answers a request.
@@ -127,11 +127,11 @@ class Session:
         return library.Output(found, int(index))
 
 
-def _signatures(meta_graph) -> dict[str, Signature]:
-    """Without the one by which TensorFlow's Python finds its initialiser."""
+def signatures_of(message) -> dict[str, Signature]:
+    """Of a `MetaGraphDef` or a `SignatureDefMap`, without TensorFlow's own `__saved_model...`."""
     return {
         entry.key: Signature(_infos(entry.value.inputs), _infos(entry.value.outputs))
-        for entry in sorted(meta_graph.signature_def, key=lambda entry: entry.key)
+        for entry in sorted(message.signature_def, key=lambda entry: entry.key)
         if not entry.key.startswith("__")
     }
 

@@ -9,6 +9,7 @@ from igpt_tf.data import digits
 from igpt_tf.downstream import evaluation, gallery, painting, palettes
 from igpt_tf.errors import InputError
 from igpt_tf.export.load import SavedModel
+from igpt_tf.limits import given_pixels
 from igpt_tf.palette import Palette
 from tests.downstream.tiny import write_tiny
 
@@ -83,12 +84,12 @@ def test_a_completion_keeps_the_given_rows(model):
 
 
 def test_num_given_is_a_share_of_the_image_or_whole_rows():
-    assert painting.given_pixels("0.5", (8, 6)) == 24
-    assert painting.given_pixels("3", (8, 6)) == 18
-    assert painting.given_pixels("1.0", (8, 6)) == 48
+    assert given_pixels("0.5", (8, 6)) == 24
+    assert given_pixels("3", (8, 6)) == 18
+    assert given_pixels("1.0", (8, 6)) == 48
     for wrong in ("9", "1.5", "-1", "half"):
         with pytest.raises(InputError, match="num_given"):
-            painting.given_pixels(wrong, (8, 6))
+            given_pixels(wrong, (8, 6))
 
 
 def test_single_images_are_named_by_the_seed_that_paints_them(model, tmp_path):

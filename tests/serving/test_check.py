@@ -52,48 +52,46 @@ def test_exports_of_both_objectives_keep_the_contract(objective, request):
     assert report["num_warmup_records"] == len(names)
 
 
-def _classifier(model, palette, num_classes=3):
+def _classifying(model, palette, sound):
     """Signatures as a fine-tuned model has them."""
-    head = tf.constant(np.random.default_rng(0).normal(size=(8, num_classes)), tf.float32)
-    features = signatures.features(model, palette)
+    head = tf.constant(np.random.default_rng(0).normal(size=(8, 3)), tf.float32)
 
-    def answer(found):
-        logits = found["features"][:, -1] @ head
+    def classify(features):
+        logits = features["features"][:, -1] @ head
         labels = tf.argmax(logits, axis=-1, output_type=tf.int32)
         return {"probabilities": tf.nn.softmax(logits), "labels": labels}
 
-    @tf.function(input_signature=[signatures.images_of(model)], autograph=False)
-    def classify(images):
-        return answer(features["features"](images))
+    kept = {name: sound[name] for name in sound if name not in ("sample", "complete")}
+    images = _signature(
+        lambda images: classify(sound["features"](images)), signatures.images_of(model)
+    )
+    files = _signature(
+        lambda image_bytes: classify(sound["features_bytes"](image_bytes)),
+        *sound["features_bytes"].input_signature,
+    )
+    return {**kept, "classify": images, "classify_bytes": files, "serving_default": images}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
-    def classify_bytes(image_bytes):
-        return answer(features["features_bytes"](image_bytes))
 
-    return {"classify": classify, "classify_bytes": classify_bytes, "serving_default": classify}
+def _signature(function, *specs):
+    return tf.function(function, input_signature=specs, autograph=False)
 
 
-def _write_with(path, change, causal=True):
+def _write_with(path, change, causal=True, task=None):
     """Exports a model with the signatures that `change(model, palette, signatures)` returns."""
     model, palette = exported.live(causal)
     functions = change(model, palette, signatures.pretrained(model, palette))
     about = {"objective": {}, "data": None, "class_names": None, "step": 0, "nats_per_token": None}
-    return write_folder(str(path), model, functions, describe(model, palette, **about), palette)
+    metadata = {**describe(model, palette, **about), "task": task}
+    return write_folder(str(path), model, functions, metadata, palette)
 
 
 def test_a_fine_tuned_model_classifies_by_default(tmp_path):
-    path = _write_with(
-        tmp_path / "1", lambda model, palette, sound: sound | _classifier(model, palette)
-    )
+    path = _write_with(tmp_path / "1", _classifying, task={"num_classes": 3})
     report = _report(path)
     assert report["problems"] == []
     assert report["kind"] == "autoregressive, fine-tuned"
     rows = {row["name"]: row for row in report["signatures"]}
     assert rows["serving_default"]["outputs"] == rows["classify"]["outputs"]
-
-
-def _signature(function, *specs):
-    return tf.function(function, input_signature=specs, autograph=False)
 
 
 def _break(model, palette, sound):
