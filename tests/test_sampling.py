@@ -5,9 +5,10 @@ import pytest
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
-from igpt_tf.sampling import Sampler, cache_bytes, sample
+from igpt_tf.sampling import Sampler, cache_bytes, complete, peak_bytes, sample
 from igpt_tf.sampling.cache import segment_length
 from igpt_tf.sampling.choosing import draw_uniforms, invert, truncate
+from igpt_tf.sampling.decoding import Decoder, beginnings
 from tests import oracle
 
 SIZES = {
@@ -171,11 +172,72 @@ def test_the_ends_of_the_uniform_range_never_draw_an_impossible_colour(uniform):
     assert invert(logits, np.array([uniform], "float32")) == (2 if uniform == 0 else 4)
 
 
+class _Teacher:
+    """In a brush's place: writes down the logits and paints what it is told."""
+
+    def __init__(self, tokens):
+        self.tokens, self.logits = tokens, []
+
+    def choose(self, logits, _uniforms):
+        self.logits.append(logits)
+        return self.tokens[:, len(self.logits) - 1]
+
+
+@pytest.mark.parametrize(("cache_dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_the_logits_of_cached_steps_are_those_of_one_full_pass(
+    model, tokens, cache_dtype, tolerance
+):
+    teacher = _Teacher(tokens.astype("int32"))
+    uniforms = draw_uniforms(np.arange(len(tokens)), LENGTH)
+    Decoder(model, teacher, uniforms, False, cache_dtype).paint(np.zeros((4, LENGTH), "int32"), 0)
+    full = np.array(model(tokens))
+    largest = np.abs(np.stack(teacher.logits, axis=1) - full).max()
+    # Relative to the spread of the logits; bfloat16 keeps 8 bits of each key and value.
+    assert largest < tolerance * np.ptp(full)
+    assert cache_dtype == "float32" or largest > 1e-5 * np.ptp(full)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_bfloat16_cache_paints_valid_tokens_and_keeps_what_is_given(model, tokens, jit_compile):
+    sampler = Sampler(model, cache_dtype="bfloat16", jit_compile=jit_compile)
+    painted = sampler.complete(tokens, 7, seed=0)
+    np.testing.assert_array_equal(painted[:, :7], tokens[:, :7])
+    assert painted.min() >= 0 and painted.max() < SIZES["vocabulary_size"]
+
+
 def test_a_bfloat16_cache_holds_half_and_paints_nearly_alike(model, sampler):
-    assert cache_bytes(model, 3) == 2 * 2 * 24 * LENGTH * 3 * 4
-    assert cache_bytes(model, 3, "bfloat16") * 2 == cache_bytes(model, 3)
+    config = model.config()
+    assert cache_bytes(config, 3) == 2 * 2 * 24 * LENGTH * 3 * 4
+    assert cache_bytes(config, 3, "bfloat16") * 2 == cache_bytes(config, 3)
+    assert peak_bytes(config, 3) > 2 * cache_bytes(config, 3)
     painted = Sampler(model, cache_dtype="bfloat16").sample(8, seed=0)
     assert np.mean(painted == sampler.sample(8, seed=0)) > 0.5
+
+
+def test_neighbours_that_begin_alike_share_a_beginning():
+    tokens = np.array([[1, 2, 3], [1, 2, 4], [1, 3, 4], [1, 2, 3]], "int32")
+
+    def shared(num_given):
+        leaders, followed = beginnings(tokens, num_given)
+        return np.array(leaders).tolist(), np.array(followed).tolist()
+
+    assert shared(0) == ([0], [0, 0, 0, 0])
+    assert shared(2) == ([0, 2, 3], [0, 0, 1, 2])
+    assert shared(3) == ([0, 1, 2, 3], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("num_given", [7, 9])
+def test_completions_of_one_image_compute_its_beginning_once(
+    model, sampler, tokens, monkeypatch, num_given
+):
+    repeated = np.repeat(tokens[:2], 3, axis=0).astype("int32")
+    embed, sizes = model.embed, []
+    monkeypatch.setattr(model, "embed", lambda x: sizes.append(len(x)) or embed(x))
+    painted = complete(model, repeated, num_given, seed=5)
+    assert sizes and set(sizes) == {2}
+    monkeypatch.undo()
+    np.testing.assert_array_equal(painted, _naive(model, repeated, num_given, 5))
+    np.testing.assert_array_equal(painted, sampler.complete(repeated, num_given, seed=5))
 
 
 @pytest.mark.parametrize(

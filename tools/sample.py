@@ -21,19 +21,20 @@ flags.DEFINE_float("top_p", 1.0, "Choose among the best colours of so much proba
 flags.DEFINE_string("num_given", "0.5", "Complete: a share of the image, or a number of rows.")
 flags.DEFINE_list("images", None, "Complete these files or folders, half given by default.")
 flags.DEFINE_integer("completions", 4, "How many completions of each image.")
-flags.DEFINE_bool("animate", False, "Also write a GIF of the pictures being painted.")
+flags.DEFINE_integer("batch_size", None, "Images at a time; without, what the memory allows.")
+flags.DEFINE_bool("animate", False, "Also write an animation of the pictures being painted.")
 
-_COMMON = ("num_images", "seed", "animate")
+_COMMON = ("num_images", "seed", "batch_size", "animate")
 _CHOICE = ("temperature", "top_k", "top_p")
 
 
 @gin.configurable
-def sample(*, saved_model, workdir, complete, choice, common, source=None, batch_size=16):
+def sample(*, saved_model, workdir, complete, choice, common, source=None):
     """See `igpt_tf.downstream.gallery`; `source` is built by gin."""
     from igpt_tf.downstream import gallery, painting
 
     config.refuse_unread_bindings()
-    arguments = {**common, "choice": painting.Choice(**choice), "batch_size": batch_size}
+    arguments = {**common, "choice": painting.Choice(**choice)}
     if complete is None:
         print(gallery.write_samples(saved_model, workdir, **arguments))
     else:

@@ -52,13 +52,18 @@ class SelfAttention(keras.layers.Layer):
         """float[B,T,D] -> query, key, value, each float[B,heads,T,head_dim]."""
         _, length, dim = x.shape
         qkv = ops.matmul(x, self.qkv_kernel)
+        if length == 1:  # positions and heads change places without moving a number
+            qkv = ops.reshape(qkv, (-1, 3, self.num_heads, 1, dim // self.num_heads))
+            return ops.unstack(qkv, axis=1)
         qkv = ops.reshape(qkv, (-1, length, 3, self.num_heads, dim // self.num_heads))
         return ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), axis=0)
 
     def merge(self, heads):
         """float[B,heads,T,head_dim] -> float[B,T,D], through the output matrix."""
         _, num_heads, length, head_dim = heads.shape
-        merged = ops.reshape(ops.transpose(heads, (0, 2, 1, 3)), (-1, length, num_heads * head_dim))
+        if length > 1:
+            heads = ops.transpose(heads, (0, 2, 1, 3))
+        merged = ops.reshape(heads, (-1, length, num_heads * head_dim))
         return ops.matmul(merged, self.output_kernel)
 
 

@@ -1,9 +1,9 @@
 """The cache of keys and values: how it gets room and how one position is written in place."""
 
+import math
+
 import tensorflow as tf
 from keras import ops
-
-from igpt_tf.model import ImageGPT
 
 
 class CoreCache:
@@ -53,7 +53,25 @@ def segment_length(image_size: tuple[int, int], most_segments: int) -> int:
     return rows * width
 
 
-def cache_bytes(model: ImageGPT, num_images: int, dtype: str = "float32") -> int:
-    """Memory of the keys and values while `num_images` are painted."""
-    per_position = 2 * model.num_layers * model.hidden_dim * tf.as_dtype(dtype).size
-    return num_images * model.sequence_length * per_position
+def cache_bytes(config: dict, num_images: int, dtype: str = "float32") -> int:
+    """Memory of the keys and values of `num_images` images once they are painted.
+
+    Args:
+        config: `ImageGPT.config()`, or the same from a SavedModel's metadata.
+        num_images: B.
+        dtype: Of the cache.
+    """
+    per_position = 2 * config["num_layers"] * config["hidden_dim"] * tf.as_dtype(dtype).size
+    return num_images * math.prod(config["image_size"]) * per_position
+
+
+def peak_bytes(config: dict, num_images: int, dtype: str = "float32") -> int:
+    """Memory that painting takes at most, besides the weights; an estimate from above.
+
+    While a segment is added, old and new caches are both there; and beginnings that differ are
+    filled in with the attention's scores of a whole segment, in float32.
+    """
+    length = math.prod(config["image_size"])
+    segment = segment_length(config["image_size"], CoreCache.most_segments)
+    scores = 4 * num_images * config["num_heads"] * segment * length
+    return 2 * cache_bytes(config, num_images, dtype) + 3 * scores

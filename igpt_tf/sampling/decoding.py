@@ -46,16 +46,51 @@ class Decoder:
 
     def paint(self, tokens, num_given):
         """Replaces every token from raster pixel `num_given` (int or int32[]) on. int32[B,T]."""
-        total, length = self.model.sequence_length, self.length
         caches = self._room(tf.shape(tokens)[0], 0)
-        if self.xla:
-            for start in range(0, total, length):
-                tokens, caches = self._segment(start, num_given, tokens, caches)
-            return tokens
+        if not self.xla:
+            caches = self._begin(tokens, num_given, caches)
+            return self._loop(tokens, num_given, caches)
+        for start in range(0, self.model.sequence_length, self.length):
+            caches = self._fill(start, num_given, tokens, caches)
+            tokens, caches = self._segment(start, num_given, tokens, caches)
+        return tokens
+
+    def _begin(self, tokens, num_given, caches):
+        """Caches of all segments in which something is given, in passes over whole segments.
+
+        Images that begin like their neighbour share its pass: many completions of one image cost
+        one beginning.
+        """
+        if tf.get_static_value(num_given) == 0:
+            return caches
+        leaders, followed = beginnings(tokens, num_given)
+        alone = tf.gather(tokens, leaders)
+        _, caches = tf.while_loop(
+            lambda start, _: start < num_given,
+            lambda start, caches: (start + self.length, self._given(start, alone, caches)),
+            (0, self._room(tf.size(leaders), 0)),
+            shape_invariants=(tf.TensorShape([]), tf.nest.map_structure(_any_length, caches)),
+        )
+        # Copied only where it is needed: the caches are most of the memory.
+        return tf.cond(
+            tf.size(leaders) < tf.size(followed),
+            lambda: tf.nest.map_structure(lambda cache: tf.gather(cache, followed), caches),
+            lambda: caches,
+        )
+
+    def _loop(self, tokens, num_given, caches):
+        """Tokens int32[B,T] with all segments painted that are not wholly given."""
+        total, length = self.model.sequence_length, self.length
+
+        def body(start, tokens, caches):
+            filled = tf.shape(caches[0][0])[2] > start
+            caches = tf.cond(filled, lambda: caches, lambda: self._with_room(tokens, caches))
+            return start + length, *self._segment(start, num_given, tokens, caches)
+
         _, tokens, _ = tf.while_loop(
             lambda start, *_: start < total,
-            lambda start, *state: (start + length, *self._segment(start, num_given, *state)),
-            (0, tokens, caches),
+            body,
+            (num_given // length * length, tokens, caches),
             shape_invariants=(
                 tf.TensorShape([]),
                 tokens.shape,
@@ -74,10 +109,14 @@ class Decoder:
             for _ in self.model.blocks
         ]
 
+    def _with_room(self, tokens, caches):
+        """Caches with unused room for one more segment."""
+        room = self._room(tf.shape(tokens)[0], self.length)
+        return tf.nest.map_structure(_join, caches, room)
+
     def _segment(self, start, num_given, tokens, caches):
-        """Tokens int32[B,T] with one more segment painted, caches with its keys and values."""
+        """Tokens int32[B,T] with one more segment painted, in caches that have room for it."""
         end = start + self.length
-        caches = self._fill(start, num_given, tokens, caches)
         first = tf.maximum(start, num_given)
         previous = tf.gather(tokens, tf.maximum(first - 1, 0), axis=1)
         places = start + tf.range(self.length)
@@ -96,14 +135,13 @@ class Decoder:
 
     def _fill(self, start, num_given, tokens, caches):
         """Caches with room for the segment, and in it what is given of it."""
-
-        def empty():
-            room = self._room(tf.shape(tokens)[0], self.length)
-            return tf.nest.map_structure(_join, caches, room)
-
         if tf.get_static_value(num_given) == 0:
-            return empty()
-        return tf.cond(num_given > start, lambda: self._given(start, tokens, caches), empty)
+            return self._with_room(tokens, caches)
+        return tf.cond(
+            num_given > start,
+            lambda: self._given(start, tokens, caches),
+            lambda: self._with_room(tokens, caches),
+        )
 
     def _given(self, start, tokens, caches):
         """Caches with the segment's keys and values, as if all of it were given."""
@@ -134,6 +172,22 @@ class Decoder:
             h = h + tf.cast(block.mlp(block.mlp_norm(h)), h.dtype)
             written.append(tuple(cache))
         return h, written
+
+
+def beginnings(tokens, num_given):
+    """Which images begin unlike the one before.
+
+    Args:
+        tokens: int32[B,T].
+        num_given: int or int32[], how long a beginning is.
+
+    Returns:
+        (int64[N], the first image of every run of like beginnings; int32[B], each image's run).
+    """
+    given = tf.range(tf.shape(tokens)[1]) < num_given
+    unlike = tf.reduce_any((tokens[1:] != tokens[:-1]) & given, axis=1)
+    unlike = tf.concat([tf.ones_like(tokens[:1, 0], tf.bool), unlike], axis=0)
+    return tf.where(unlike)[:, 0], tf.cumsum(tf.cast(unlike, tf.int32)) - 1
 
 
 def _join(cache, new):
