@@ -18,17 +18,16 @@ import numpy as np
 import tensorflow as tf
 
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")
-_NUMBERS = {"temperature": 1, "top_k": 0, "top_p": 1, "num_images": 1, "num_rounds": 1, "seed": 0}
+_ONES = {"temperature", "top_p", "num_images", "num_rounds"}
 
 
-def write(folder: str, model, signatures: dict) -> None:
+def write(folder: str, signatures: dict) -> None:
     """Writes the records of `signatures`, name -> tf.function, into a SavedModel's folder."""
     path = os.path.join(folder, WARMUP)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tf.io.TFRecordWriter(path) as file:
         for name, function in sorted(signatures.items()):
-            inputs = {spec.name: _value(spec, model) for spec in function.input_signature}
-            file.write(record(name, inputs))
+            file.write(record(name, _inputs(function.input_signature)))
 
 
 def record(signature: str, inputs: dict) -> bytes:
@@ -60,13 +59,19 @@ def _varint(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def _value(spec: tf.TensorSpec, model):
-    """The smallest thing to ask for, as a `TensorProto`."""
-    shape = [1 if size is None else size for size in spec.shape]
+def _inputs(specs) -> dict:
+    """The smallest thing to ask for, name -> `TensorProto`."""
+    inputs = {spec.name: _value(spec) for spec in specs}
+    if "num_given" in inputs:
+        _, height, width, _ = next(spec.shape for spec in specs if spec.name == "images")
+        inputs["num_given"] = tf.make_tensor_proto(height * width - 1, tf.int32)
+    return inputs
+
+
+def _value(spec: tf.TensorSpec):
     if spec.dtype == tf.string:
-        png = tf.io.encode_png(np.zeros((*model.image_size, 3), "uint8")).numpy()
+        png = tf.io.encode_png(np.zeros((8, 8, 3), "uint8")).numpy()
         return tf.make_tensor_proto([png], spec.dtype)
-    if spec.name == "num_given":
-        return tf.make_tensor_proto(model.sequence_length - 1, spec.dtype)
-    value = 0 if shape else _NUMBERS[spec.name]
+    shape = [1 if size is None else size for size in spec.shape]
+    value = 1 if spec.name in _ONES else 0
     return tf.make_tensor_proto(np.full(shape, value, spec.dtype.as_numpy_dtype))

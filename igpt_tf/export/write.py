@@ -102,7 +102,7 @@ def write_folder(path: str, model, signatures: dict, description: dict, palette)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     tf.saved_model.save(_Served(model, signatures), unfinished, signatures=signatures)
     metadata_file.save(unfinished, description, palette)
-    warmup.write(unfinished, model, signatures)
+    warmup.write(unfinished, signatures)
     _replace(unfinished, path)
     return path
 

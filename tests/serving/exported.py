@@ -3,7 +3,7 @@
 import numpy as np
 
 from igpt_tf import export
-from igpt_tf.model import ImageGPT
+from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.palette import Palette
 from tests import oracle
 
@@ -26,3 +26,18 @@ def live(causal=True):
 def write(path, causal=True) -> str:
     """Exports such a model to `path`; `path` again."""
     return export.write(*live(causal), str(path), objective={"name": "test"}, data=None, step=5)
+
+
+def write_classifier(path, causal=True) -> str:
+    """Exports a classifier of three classes to `path`; `path` again."""
+    network, palette = live(causal)
+    classifier, rng = Classifier(network, 3), np.random.default_rng(2)
+    classifier(np.zeros((1, network.sequence_length), "int32"))
+    for weight in classifier.weights:
+        if not any(weight is other for other in network.weights):
+            weight.assign(rng.normal(size=weight.shape))
+    masks = None if causal else rng.random((3, network.sequence_length)) < 0.2
+    about = {"objective": {"name": "test"}, "data": None, "class_names": None, "step": 5}
+    return export.write_classifier(
+        classifier, palette, str(path), masks=masks, task={}, nats_per_token=None, **about
+    )
