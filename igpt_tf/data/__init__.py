@@ -9,6 +9,7 @@ from igpt_tf.data.digits import digits
 from igpt_tf.data.examples import ArrayExamples, FileExamples
 from igpt_tf.data.folder import image_folder
 from igpt_tf.data.idx import fashion_mnist, mnist
+from igpt_tf.data.mixture import mixture
 from igpt_tf.data.npz import npz
 from igpt_tf.data.pipeline import batches, evaluation_batches, iterate
 from igpt_tf.data.sources import Source, source_from_description
@@ -27,6 +28,7 @@ __all__ = [
     "flip",
     "image_folder",
     "iterate",
+    "mixture",
     "mnist",
     "npz",
     "reflect_pad_crop",

@@ -12,7 +12,7 @@ _CROP = 224
 _SHORTER_SIDE = (256, 384)
 
 
-def centre_draws(batch_size: int) -> tf.Tensor:
+def centre_draws(batch_size: int | tf.Tensor) -> tf.Tensor:
     """float64[B,3] for `decode_batch`: the largest centred box."""
     return tf.tile(tf.constant([[1.0, 0.5, 0.5]], tf.float64), [batch_size, 1])
 

@@ -102,7 +102,7 @@ class FileExamples:
             uniform = tf.stack([row_uniform(seeds, stream) for stream in range(3)], axis=1)
             draws = decoding.random_draws(uniform)
         else:
-            draws = decoding.centre_draws(indices.shape[0])
+            draws = decoding.centre_draws(tf.size(indices))
         with tf.init_scope(), tf.device("CPU:0"):  # a million paths are no constant for a graph
             paths = tf.constant(self.paths.tolist())
         return decoding.decode_batch(tf.gather(paths, indices), draws, self.image_size)

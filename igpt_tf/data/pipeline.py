@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from igpt_tf.data.augmentation import Augmentation
-from igpt_tf.data.randomness import fold
+from igpt_tf.data.mixture import MixedExamples
+from igpt_tf.data.randomness import epoch_order, fold
 from igpt_tf.data.sources import Examples
 from igpt_tf.errors import InputError
 
-_SHUFFLE = 0x5A17  # keeps the permutations apart from other uses of the seed
 _PREFETCH = 4
 
 
@@ -58,7 +58,7 @@ def batches(
 
     def batch(step):
         positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
-        indices = _indices(positions, len(examples), seed, shuffle)
+        indices = _indices(examples, positions, seed, shuffle)
         seeds = tf.cast(
             tf.stack([tf.fill(positions.shape, np.int64(seed)), positions], 1), tf.int32
         )
@@ -124,19 +124,11 @@ def _shard_rows(batch_size: int, shard: tuple[int, int]) -> slice:
     return slice(index * size, (index + 1) * size)
 
 
-def _indices(positions: tf.Tensor, size: int, seed: int, shuffle: bool) -> tf.Tensor:
+def _indices(examples, positions: tf.Tensor, seed: int, shuffle: bool) -> tf.Tensor:
     """int64[b]: which image stands at each position."""
-    epochs, places = positions // size, positions % size
-    if not shuffle:
-        return places
-    # The raw op: a batch may span two epochs, and `tf.random.experimental.index_shuffle` of
-    # TensorFlow 2.21 fails on more than one seed.
-    constants = [tf.fill(positions.shape, np.int64(value)) for value in (_SHUFFLE, seed)]
-    return tf.raw_ops.RandomIndexShuffle(
-        index=places,
-        seed=tf.stack([*constants, epochs], axis=1),
-        max_index=tf.fill(positions.shape, np.int64(size - 1)),
-    )
+    if isinstance(examples, MixedExamples):
+        return examples.order(positions, seed, shuffle)
+    return epoch_order(positions, len(examples), seed, shuffle)
 
 
 def _element(examples, images, indices, table) -> dict[str, tf.Tensor]:

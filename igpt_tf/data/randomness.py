@@ -4,7 +4,38 @@ TensorFlow's stateless ops take one seed for a whole tensor; here every row has 
 is the same in whatever batch or shard it is computed.
 """
 
+import numpy as np
 import tensorflow as tf
+
+_SHUFFLE = 0x5A17  # keeps the permutations apart from other uses of the seed
+
+
+def epoch_order(
+    positions: tf.Tensor, size: int, seed: int, shuffle: bool = True, stream: int = 0
+) -> tf.Tensor:
+    """Which of `size` images stands at each position of epochs one after the other.
+
+    Args:
+        positions: int64[b], from 0.
+        size: N; positions e N to (e + 1) N are epoch e.
+        seed: Of the permutations, one an epoch.
+        shuffle: Without, every epoch is in the order stored.
+        stream: Distinguishes several orders from the same seed.
+
+    Returns:
+        int64[b] in [0, N).
+    """
+    epochs, places = positions // size, positions % size
+    if not shuffle:
+        return places
+    # The raw op: a batch may span two epochs, and `tf.random.experimental.index_shuffle` of
+    # TensorFlow 2.21 fails on more than one seed.
+    constants = [tf.fill(positions.shape, np.int64(value)) for value in (_SHUFFLE + stream, seed)]
+    return tf.raw_ops.RandomIndexShuffle(
+        index=places,
+        seed=tf.stack([*constants, epochs], axis=1),
+        max_index=tf.fill(positions.shape, np.int64(size - 1)),
+    )
 
 
 def row_bits(seeds: tf.Tensor, stream: int) -> tf.Tensor:

@@ -149,4 +149,6 @@ def _checked_labels(labels, num_images, num_classes, where) -> np.ndarray:
 def _plain(value):
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Source):
+        return value.description
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
