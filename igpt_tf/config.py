@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 
 import gin
 from absl import flags
@@ -52,6 +53,20 @@ def refuse_unread_bindings() -> None:
         )
 
 
+def borrow(root: str, names: Sequence[str], lender: str = "train") -> None:
+    """Gives another root what run and data set files bind to `train`.
+
+    Args:
+        root: A configurable; its own bindings win.
+        names: Parameters of both. What the lender leaves to its defaults, so does the root.
+        lender: The configurable that the files speak to.
+    """
+    with gin.unlock_config():
+        for name in names:
+            if not _is_bound(f"{root}.{name}") and _is_bound(f"{lender}.{name}"):
+                gin.bind_parameter(f"{root}.{name}", gin.query_parameter(f"{lender}.{name}"))
+
+
 def operative_text() -> str:
     """The configuration in force, defaults included, as gin text that repeats the run."""
     return gin.operative_config_str()
@@ -60,6 +75,14 @@ def operative_text() -> str:
 def operative_markdown() -> str:
     """`operative_text` for TensorBoard's text tab."""
     return gin.markdown(gin.operative_config_str())
+
+
+def _is_bound(name: str) -> bool:
+    try:
+        gin.query_parameter(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _bindings(text: str) -> set[str]:

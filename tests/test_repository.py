@@ -20,6 +20,7 @@ LONGEST_FILE = 350  # lines
 # The rooms of igpt_tf and what each may import of the others, besides itself.
 LEAVES = {"config", "errors", "exported", "limits", "program", "report"}
 EVERYTHING = LEAVES | {
+    "benchmark",
     "convert",
     "data",
     "downstream",
@@ -43,14 +44,15 @@ ROOMS = {
     "report": {"errors"},
     "palette": {"errors"},
     "pictures": {"errors"},
-    "data": {"errors", "palette"},
+    "data": {"errors", "palette", "report"},
     "model": {"errors"},
     "objectives": {"errors"},
-    "training": EVERYTHING - {"downstream", "export", "convert", "serving"},
+    "benchmark": EVERYTHING - {"downstream", "export", "convert", "serving"},
+    "training": EVERYTHING - {"benchmark", "downstream", "export", "convert", "serving"},
     "sampling": {"model", "palette", "errors", "limits"},
-    "downstream": EVERYTHING - {"convert", "serving"},
+    "downstream": EVERYTHING - {"benchmark", "convert", "serving"},
     "export": {"model", "sampling", "palette", "data", "errors", "exported", "limits"},
-    "convert": {"model", "export", "palette", "errors"},
+    "convert": {"model", "export", "palette", "report", "errors"},
     "serving": LEAVES | {"data", "pictures"},
 }
 # Single files that may do more than their room.
@@ -100,7 +102,7 @@ def _unnamed_imports(folders: tuple[str, ...], named: set[str]) -> list[str]:
         for folder in folders
         for path in sorted((ROOT / folder).rglob("*.py"))
         for module in sorted(_outside(path))
-        if named.isdisjoint(map(canonicalize_name, providers.get(module, [])))
+        if named.isdisjoint(map(canonicalize_name, providers.get(module, [module])))
     ]
 
 
@@ -160,19 +162,31 @@ def test_the_model_room_imports_keras_only_never_tensorflow():
 def test_every_direct_import_is_named_in_the_requirements():
     named = set(_requirements("requirements.txt"))
     optional = set(_requirements("requirements-serving.txt"))
+    optional |= set(_requirements("requirements-bench.txt"))
     assert not _unnamed_imports(("igpt_tf", "tools"), named | optional)
     assert not _unnamed_imports(("tests",), named | set(_requirements("requirements-dev.txt")))
 
 
-def test_only_the_serving_room_may_need_the_optional_packages():
-    optional = {"grpc", "tensorflow_serving"}
+@pytest.mark.parametrize(
+    ("room", "optional"),
+    [
+        ("serving", {"grpc", "tensorflow_serving"}),
+        ("benchmark", {"jax", "torch", "transformers"}),
+    ],
+)
+def test_only_one_room_may_need_each_optional_package(room, optional):
     files = [*LIBRARY.rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
     users = {path.relative_to(ROOT).parts[1] for path in files if _outside(path) & optional}
-    assert users <= {"serving"}
+    assert users <= {room}
 
 
 def test_every_requirement_has_a_lower_and_an_upper_bound():
-    for file in ("requirements.txt", "requirements-dev.txt", "requirements-serving.txt"):
+    for file in (
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-serving.txt",
+        "requirements-bench.txt",
+    ):
         for requirement in _requirements(file).values():
             operators = {specifier.operator for specifier in requirement.specifier}
             assert operators == {">=", "<"}, requirement
@@ -182,7 +196,12 @@ def test_the_lock_pins_one_version_within_the_bounds_of_every_requirement():
     lock = _requirements("requirements.lock")
     pins = {name: list(requirement.specifier) for name, requirement in lock.items()}
     assert all([one.operator for one in pin] == ["=="] for pin in pins.values())
-    for file in ("requirements.txt", "requirements-dev.txt", "requirements-serving.txt"):
+    for file in (
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-serving.txt",
+        "requirements-bench.txt",
+    ):
         for name, requirement in _requirements(file).items():
             assert name in pins, f"{name} is not in requirements.lock"
             assert requirement.specifier.contains(pins[name][0].version), requirement

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from igpt_tf import config
+from igpt_tf.data import ArrayExamples, Source, shards
 from igpt_tf.palette import Palette
 from igpt_tf.training.train import train
 
@@ -36,6 +37,8 @@ def data(tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         picture = rng.integers(0, 256, (300, 280, 3), dtype="uint8")
         Image.fromarray(picture).save(folder / f"{i}.png")
+    web = ArrayExamples(rng.integers(0, 256, (20, 64, 64, 3), dtype="uint8"))
+    shards.write(Source(web, web, None, None), str(root / "web64"), images_per_shard=8)
     return root
 
 
@@ -48,7 +51,9 @@ def bindings_for(path, data):
     paths = [f"load_palette.path = '{data}/palette.npy'"]
     if "cifar10" in path:
         return [*paths, f"cifar10.directory = '{data}/cifar-10-batches-py'"]
-    assert "imagenet" in text or "image_folder" in text
+    assert "imagenet" in text or "image_folder" in text or "web_mixture" in text
+    if "web_mixture" in text:
+        paths.append(f"tfrecords.directory = '{data}/web64'")
     return [*paths, f"image_folder.directory = '{data}/images'"]
 
 

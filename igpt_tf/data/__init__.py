@@ -14,6 +14,7 @@ from igpt_tf.data.npz import npz
 from igpt_tf.data.pipeline import batches, evaluation_batches, iterate
 from igpt_tf.data.sources import Source, source_from_description
 from igpt_tf.data.tfds import tfds_dataset
+from igpt_tf.data.tfrecords import tfrecords
 
 __all__ = [
     "ArrayExamples",
@@ -35,4 +36,5 @@ __all__ = [
     "shift",
     "source_from_description",
     "tfds_dataset",
+    "tfrecords",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igpt_tf.data import tfrecords
 from tests.downstream.tiny import write_tiny
 
 
@@ -137,6 +138,14 @@ def test_fit_palette_takes_a_data_set_from_gin(tmp_path):
     assert report["used_colours"] == 5 and 20 < report["psnr"] < 30
     assert np.load(tmp_path / "palette.npy").shape == (5, 3)
     assert _shows_something(tmp_path / "palette.png")
+
+
+def test_make_tfrecords_takes_the_data_set_of_a_run_file(tmp_path):
+    arguments = (f"--workdir={tmp_path / 'shards'}", "--gin_file=gin/runs/digits_tiny_ar.gin")
+    printed = _done("make_tfrecords", *arguments, "--images_per_shard=500")
+    assert "train: 1,437 images in 3 shards" in printed
+    assert tfrecords(directory=str(tmp_path / "shards"), verify=True).image_size == (8, 8)
+    assert "--gin_file" in _refused("make_tfrecords", f"--workdir={tmp_path / 'none'}")
 
 
 def test_images_of_another_size_than_the_models_are_refused(saved_model, tmp_path):
