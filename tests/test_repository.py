@@ -196,12 +196,7 @@ def test_the_lock_pins_one_version_within_the_bounds_of_every_requirement():
     lock = _requirements("requirements.lock")
     pins = {name: list(requirement.specifier) for name, requirement in lock.items()}
     assert all([one.operator for one in pin] == ["=="] for pin in pins.values())
-    for file in (
-        "requirements.txt",
-        "requirements-dev.txt",
-        "requirements-serving.txt",
-        "requirements-bench.txt",
-    ):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-serving.txt"):
         for name, requirement in _requirements(file).items():
             assert name in pins, f"{name} is not in requirements.lock"
             assert requirement.specifier.contains(pins[name][0].version), requirement

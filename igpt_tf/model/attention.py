@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from igpt_tf.model.gradients import after, transposed, with_gradient
+
 # Queries go in this many blocks, each against its own prefix of keys only: with n blocks the
 # causal square costs (n + 1) / 2n of the whole, and no [T,T] tensor outlives its block.
 _NUM_BLOCKS = 4
@@ -70,8 +72,7 @@ class SelfAttention(keras.layers.Layer):
 def attend(query, key, value, *, causal: bool):
     """Softmax attention; the softmax runs in float32 whatever the compute dtype.
 
-    The gradient recomputes each block's weights from the kept normalisers, so that memory grows
-    with T and not with T^2.
+    The gradient computes each block's weights again, so that memory grows with T, not with T^2.
 
     Args:
         query: float[B,heads,T,head_dim].
@@ -83,17 +84,12 @@ def attend(query, key, value, *, causal: bool):
         float[B,heads,T,head_dim].
     """
 
-    @ops.custom_gradient
+    @with_gradient
     def blockwise(query, key, value):
-        query = query * query.shape[-1] ** -0.5
         blocks = _blocks(query.shape[2], causal)
-        heads, normalisers = _forward(query, key, value, blocks)
-
-        def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            return _backward(query, key, value, heads, normalisers, upstream, blocks)
-
-        return heads, gradient
+        return _forward(query, key, value, blocks), lambda upstream: _backward(
+            query, key, value, upstream, blocks
+        )
 
     return blockwise(query, key, value)
 
@@ -114,49 +110,42 @@ def _blocks(length: int, causal: bool) -> list[tuple]:
 
 
 def _forward(query, key, value, blocks):
-    """heads float[B,heads,T,head_dim] and each block's log-normaliser float32[B,heads,rows,1]."""
-    heads, normalisers = [], []
+    """float[B,heads,T,head_dim]."""
+    query = query * query.shape[-1] ** -0.5
+    heads = []
     for rows, keys, mask in blocks:
-        scores = _scores(query[:, :, rows], key[:, :, keys], mask)
-        highest = ops.max(scores, axis=-1, keepdims=True)
-        weights = ops.exp(scores - highest)
-        total = ops.sum(weights, axis=-1, keepdims=True)
-        mixed = ops.matmul(ops.cast(weights, value.dtype), value[:, :, keys])
-        heads.append(mixed / ops.cast(total, value.dtype))
-        normalisers.append(highest + ops.log(total))
-    return ops.concatenate(heads, axis=2), normalisers
+        weights = _weights(query[:, :, rows], key[:, :, keys], mask)
+        heads.append(ops.matmul(ops.cast(weights, value.dtype), value[:, :, keys]))
+    return ops.concatenate(heads, axis=2)
 
 
-def _backward(query, key, value, heads, normalisers, upstream, blocks):
-    """Gradients of query, key and value; `query` comes scaled."""
-    # The softmax's gradient is w * (d - sum(w * d)); the sum equals upstream . heads.
-    shared = ops.sum(ops.cast(upstream * heads, "float32"), axis=-1, keepdims=True)
+def _backward(query, key, value, upstream, blocks):
+    """Gradients of query, key and value."""
+    query = query * after(upstream, query.shape[-1] ** -0.5)
     query_parts, key_parts, value_parts = [], [], []
-    for (rows, keys, mask), normaliser in zip(blocks, normalisers, strict=True):
-        weights = ops.exp(_scores(query[:, :, rows], key[:, :, keys], mask) - normaliser)
+    for rows, keys, mask in blocks:
+        weights = _weights(query[:, :, rows], key[:, :, keys], mask)
         above = upstream[:, :, rows]
-        slopes = ops.cast(ops.matmul(above, _transposed(value[:, :, keys])), "float32")
-        slopes = ops.cast(weights * (slopes - shared[:, :, rows]), query.dtype)
+        slopes = ops.cast(ops.matmul(above, transposed(value[:, :, keys])), "float32")
+        # The softmax's gradient.
+        slopes = weights * (slopes - ops.sum(weights * slopes, axis=-1, keepdims=True))
+        slopes, weights = ops.cast(slopes, query.dtype), ops.cast(weights, query.dtype)
         query_parts.append(ops.matmul(slopes, key[:, :, keys]))
-        key_parts.append(ops.matmul(_transposed(slopes), query[:, :, rows]))
-        weights = ops.cast(weights, value.dtype)
-        value_parts.append(ops.matmul(_transposed(weights), above))
+        key_parts.append(ops.matmul(transposed(slopes), query[:, :, rows]))
+        value_parts.append(ops.matmul(transposed(weights), above))
     query_gradient = ops.concatenate(query_parts, axis=2) * query.shape[-1] ** -0.5
-    length = key.shape[2]
-    return query_gradient, _summed(key_parts, length), _summed(value_parts, length)
+    return query_gradient, _summed(key_parts, blocks), _summed(value_parts, blocks)
 
 
-def _scores(query, key, mask):
-    scores = ops.cast(ops.matmul(query, _transposed(key)), "float32")
-    return scores if mask is None else scores + mask
+def _weights(query, key, mask):
+    scores = ops.cast(ops.matmul(query, transposed(key)), "float32")
+    return ops.softmax(scores if mask is None else scores + mask)
 
 
-def _transposed(x):
-    return ops.transpose(x, (0, 1, 3, 2))
-
-
-def _summed(parts, length):
-    """Adds gradients of prefixes, each float[B,heads,<=T,head_dim]."""
-    return sum(
-        ops.pad(part, ((0, 0), (0, 0), (0, length - part.shape[2]), (0, 0))) for part in parts
-    )
+def _summed(parts, blocks):
+    """Adds gradients of the keys each block sees, part i of block i, strip by strip."""
+    strips = []
+    for rows, _, _ in blocks:
+        seen = [part[:, :, rows] for part in parts if part.shape[2] >= rows.stop]
+        strips.append(sum(seen[1:], seen[0]))
+    return ops.concatenate(strips, axis=2)

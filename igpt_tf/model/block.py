@@ -4,19 +4,20 @@ import keras
 from keras import ops
 
 from igpt_tf.model.attention import SelfAttention
+from igpt_tf.model.gradients import activated_matmul, read, rms_normalise
 
-NORM_EPSILON = 1e-5
 MLP_STDDEV = 0.02
 
 
-def rms_norm(name: str) -> keras.layers.Layer:
+class RMSNorm(keras.layers.Layer):
     """x * rsqrt(mean(x^2) + 1e-5) * g: no centring, no bias."""
-    return keras.layers.RMSNormalization(epsilon=NORM_EPSILON, name=name)
 
+    def build(self, input_shape):
+        self.scale = self.add_weight(name="scale", shape=input_shape[-1:], initializer="ones")
 
-def quick_gelu(x):
-    """The paper's approximation of GELU: x * sigmoid(1.702 x)."""
-    return x * ops.sigmoid(1.702 * x)
+    def call(self, x):
+        """float[...,D] -> float[...,D]."""
+        return rms_normalise(x, read(self.scale))
 
 
 class MLP(keras.layers.Layer):
@@ -34,7 +35,8 @@ class MLP(keras.layers.Layer):
 
     def call(self, x):
         """float[B,T,D] -> float[B,T,D]."""
-        return ops.matmul(quick_gelu(ops.matmul(x, self.input_kernel)), self.output_kernel)
+        x = ops.matmul(x, self.input_kernel)
+        return activated_matmul(x, read(self.output_kernel))
 
 
 class Block(keras.layers.Layer):
@@ -50,9 +52,9 @@ class Block(keras.layers.Layer):
 
     def __init__(self, num_heads: int, num_layers: int, causal: bool, **kwargs):
         super().__init__(**kwargs)
-        self.attention_norm = rms_norm("attention_norm")
+        self.attention_norm = RMSNorm(name="attention_norm")
         self.attention = SelfAttention(num_heads, num_layers, causal, name="attention")
-        self.mlp_norm = rms_norm("mlp_norm")
+        self.mlp_norm = RMSNorm(name="mlp_norm")
         self.mlp = MLP(name="mlp")
 
     def build(self, input_shape):

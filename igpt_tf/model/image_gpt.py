@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from igpt_tf.errors import InputError
-from igpt_tf.model.block import Block, rms_norm
+from igpt_tf.model.block import Block, RMSNorm
 
 
 class ImageGPT(keras.Model):
@@ -62,7 +62,7 @@ class ImageGPT(keras.Model):
         self.blocks = [
             Block(num_heads, num_layers, causal, name=f"block_{i}") for i in range(num_layers)
         ]
-        self.final_norm = rms_norm("final_norm")
+        self.final_norm = RMSNorm(name="final_norm")
         self.build()
 
     def build(self, input_shape=None):

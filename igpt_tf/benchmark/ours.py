@@ -1,0 +1,167 @@
+"""Our side: tasks as functions of an order that return what takes a turn.
+
+On TensorFlow, the program that users run; on Keras' other backends the model part of it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+
+from igpt_tf.benchmark.shapes import VOCABULARY_SIZE
+from igpt_tf.benchmark.worker import Order
+from igpt_tf.model import ImageGPT
+
+_UNCACHED_PLACES = 4  # of the T forward passes of an uncached loop; all cost the same
+
+
+def device_peak_bytes() -> int | None:
+    """The accelerator's peak memory, None without one."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else None
+    from igpt_tf.benchmark import ours_jax
+
+    return ours_jax.device_peak_bytes()
+
+
+def train(order: Order):
+    """A training step, as the program takes it."""
+    _set_up(order)
+    if keras.backend.backend() == "jax":
+        from igpt_tf.benchmark import ours_jax
+
+        return ours_jax.train(_model(order), _tokens(order))
+    import tensorflow as tf
+
+    from igpt_tf.objectives import Autoregressive
+    from igpt_tf.palette import Palette
+    from igpt_tf.training.optimization import build_optimizer
+    from igpt_tf.training.trainer import Trainer
+
+    optimizer = build_optimizer(
+        num_steps=10_000, steps_per_epoch=1, warmup_steps=0, learning_rate=1e-3
+    )
+    batch_size = order.shape.batch_size
+    palette = Palette.grey(VOCABULARY_SIZE)
+    trainer = Trainer(_model(order), Autoregressive(), optimizer, palette, batch_size=batch_size)
+    batch = {"tokens": tf.constant(_tokens(order))}
+    return lambda: float(trainer.train_step(batch))
+
+
+def features(order: Order):
+    """The features of all layers, one pass."""
+    _set_up(order)
+    model, tokens = _model(order), _tokens(order)
+    if keras.backend.backend() == "jax":
+        from igpt_tf.benchmark import ours_jax
+
+        return ours_jax.features(model, tokens)
+    import tensorflow as tf
+
+    compiled = tf.function(model.features)
+    return lambda: compiled(tf.constant(tokens)).numpy()
+
+
+def sample(order: Order):
+    """Painting images; the rival "uncached" computes every pixel from the start again."""
+    _set_up(order)
+    import tensorflow as tf
+
+    from igpt_tf.sampling import Sampler
+
+    model = _model(order)
+    if order.rival != "uncached":
+        sampler = Sampler(model)
+        return lambda: sampler.sample(order.shape.batch_size, seed=0)
+    forward = tf.function(model.__call__)
+    tokens = tf.constant(_tokens(order))
+
+    def turn():
+        for _ in range(_UNCACHED_PLACES):
+            tf.random.categorical(forward(tokens)[:, -1], 1).numpy()
+
+    turn.times = order.shape.length / _UNCACHED_PLACES
+    return turn
+
+
+def palette(order: Order):
+    """Images to tokens by the colour table, which the first turn makes."""
+    from igpt_tf.benchmark.pictures import centroids, photos
+    from igpt_tf.palette import Palette
+
+    colours, images = Palette(centroids()), photos(order.units)
+    return lambda: colours.encode(images)
+
+
+def startup(order: Order):
+    """From the command to the end of the digits run's first step."""
+
+    def turn():
+        folder = tempfile.mkdtemp()
+        command = [sys.executable, "-m", "igpt_tf.main", "--gin_file=gin/runs/digits_tiny_ar.gin"]
+        command += [f"--workdir={folder}", "--gin_param=cadence.log_every=1"]
+        with open(os.devnull, "w", encoding="ascii") as nowhere:
+            process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
+        try:
+            _wait_for_line(os.path.join(folder, "metrics.jsonl"), process)
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(folder)
+
+    return turn
+
+
+def matmul(order: Order):
+    """The machine's peak: a product of two square matrices."""
+    _set_up(order)
+    if keras.backend.backend() == "jax":
+        from igpt_tf.benchmark import ours_jax
+
+        return ours_jax.matmul(order.units, order.precision)
+    import tensorflow as tf
+
+    x = tf.cast(tf.random.normal((order.units, order.units)), order.precision)
+    product = tf.function(lambda: tf.reduce_max(tf.matmul(x, x)))
+    return lambda: product().numpy()
+
+
+def _set_up(order: Order) -> None:
+    if order.precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(order.threads)
+
+
+def _model(order: Order) -> ImageGPT:
+    shape = order.shape
+    return ImageGPT(
+        image_size=(shape.side, shape.side),
+        vocabulary_size=VOCABULARY_SIZE,
+        num_layers=shape.num_layers,
+        hidden_dim=shape.hidden_dim,
+        num_heads=shape.num_heads,
+        recompute=order.rival == "ours_recompute",
+    )
+
+
+def _tokens(order: Order) -> np.ndarray:
+    size = (order.shape.batch_size, order.shape.length)
+    return np.random.default_rng(0).integers(0, VOCABULARY_SIZE, size, "int32")
+
+
+def _wait_for_line(path: str, process: subprocess.Popen) -> None:
+    while not (os.path.exists(path) and os.path.getsize(path)):
+        if process.poll() is not None:
+            raise RuntimeError(f"the digits run ended early, exit code {process.returncode}")
+        time.sleep(0.02)
