@@ -33,8 +33,11 @@ class Cadence:
         evaluate_every: Period of the held-out loss.
         checkpoint_every: Period of the checkpoints.
         draw_every: Period of the pictures.
+        probe_every: Period of the online probe of pretraining; no probe where there are no labels.
         keep_checkpoints: How many of the newest checkpoints stay.
         num_heldout_images: Size of the fixed subset that evaluations use; None for all.
+        num_probe_images: The online probe fits on so many training images and measures on at most
+            as many held-out ones.
         profile_steps: (first, last) step of a trace for TensorBoard's profile page; None for none.
     """
 
@@ -42,8 +45,10 @@ class Cadence:
     evaluate_every: int = 500
     checkpoint_every: int = 500
     draw_every: int = 0
+    probe_every: int = 0
     keep_checkpoints: int = 3
     num_heldout_images: int | None = None
+    num_probe_images: int = 1000
     profile_steps: tuple[int, int] | None = None
 
     def check(self, num_steps: int, steps_per_call: int) -> None:
@@ -54,7 +59,13 @@ class Cadence:
             "cadence.evaluate_every": self.evaluate_every,
             "cadence.checkpoint_every": self.checkpoint_every,
             "cadence.draw_every": self.draw_every,
+            "cadence.probe_every": self.probe_every,
         }
+        if self.num_probe_images < 2:
+            raise InputError(
+                "the online probe needs images. "
+                f"Received: cadence.num_probe_images={self.num_probe_images}"
+            )
         for name, steps in periods.items():
             if steps_per_call < 1 or steps % steps_per_call:
                 raise InputError(

@@ -24,6 +24,7 @@ from igpt_tf.training.actions import Cadence, Draw, Evaluate
 from igpt_tf.training.baselines import token_baselines
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.feeding import Feed, subset
+from igpt_tf.training.online_probe import online_probe
 from igpt_tf.training.optimization import averaged_weights, state_bytes
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import StepOptions, Trainer
@@ -162,7 +163,7 @@ def _beside(
     seed: int,
     exported: Callable[[], contextlib.AbstractContextManager],
 ):
-    """What `running.take_steps` does beside the steps: the held-out loss, and pictures."""
+    """What `running.take_steps` does beside the steps: the held-out loss, a probe, pictures."""
 
     def actions(checkpoints: Checkpoints, summaries: Summaries) -> list[loop.Periodic]:
         heldout = feed.evaluation(subset(source.valid, cadence.num_heldout_images))
@@ -175,8 +176,12 @@ def _beside(
             seed=seed,
         )
         evaluate = Evaluate(trainer, heldout, checkpoints, summaries, exported)
+        probe = None
+        if cadence.probe_every and folder.is_chief:
+            probe = online_probe(trainer, source, cadence.num_probe_images, summaries, exported)
         return [
             loop.Periodic(cadence.evaluate_every, evaluate),
+            loop.Periodic(cadence.probe_every if probe else 0, probe),
             loop.Periodic(cadence.draw_every if folder.is_chief else 0, draw),
         ]
 
