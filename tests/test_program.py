@@ -190,3 +190,11 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
     ended = run(tmp_path / "run", flags=["--dry_run"])
     assert ended.returncode == 0 and "1,437 training" in ended.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_the_workdir_says_where_and_with_what_it_ran(straight):
+    [line] = (straight / "environment.jsonl").read_text().splitlines()
+    line = json.loads(line)
+    assert "-m igpt_tf.main --gin_file=" in line["command"]
+    assert set(line["versions"]) == {"igpt_tf", "tensorflow", "keras", "python"}
+    assert line["hardware"]["cores"] >= 1

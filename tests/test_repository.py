@@ -18,7 +18,7 @@ LIBRARY = ROOT / "igpt_tf"
 LONGEST_FILE = 350  # lines
 
 # The rooms of igpt_tf and what each may import of the others, besides itself.
-LEAVES = {"config", "errors", "exported", "limits", "program", "report"}
+LEAVES = {"config", "environment", "errors", "exported", "limits", "program", "report"}
 EVERYTHING = LEAVES | {
     "benchmark",
     "convert",
@@ -37,6 +37,7 @@ ROOMS = {
     "__init__": set(),
     "main": LEAVES | {"training"},
     "config": {"errors"},
+    "environment": set(),
     "errors": set(),
     "exported": {"errors"},
     "limits": {"errors"},

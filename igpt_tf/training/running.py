@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from igpt_tf import config
+from igpt_tf import config, environment
 from igpt_tf.errors import InputError
 from igpt_tf.training import loop, strategies
 from igpt_tf.training.actions import Cadence, Report
@@ -35,6 +35,9 @@ def open_workdir(workdir: str, strategy: tf.distribute.Strategy) -> Workdir | No
     if folder.result():
         print(f"this run is finished: {os.path.join(workdir, 'result.json')}")
         return None
+    if folder.is_chief:
+        with naming_a_full_disk(workdir):
+            environment.append_to(workdir)
     return folder
 
 
