@@ -1,6 +1,7 @@
 """How a program starts and ends: flags in, exit code out."""
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from absl import flags
 from igpt_tf.errors import InputError
 
 EXIT_INPUT = 2
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 def run(main: Callable[[], None]) -> None:
@@ -41,8 +43,20 @@ def require_flags(*names: str) -> None:
 def import_tensorflow() -> None:
     """Imports TensorFlow without the notices it writes to stderr whatever its log level is."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # oneDNN's own allocator never wastes more of what was freed than the system's.
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
+    _share_one_heap()
     with stderr_dropped():
         import tensorflow  # noqa: F401
+
+
+def _share_one_heap() -> None:
+    """Has the C library keep one heap for all threads, where what one frees another may use."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)  # a map for each tensor would cost half as much again
+        mallopt(_M_TRIM_THRESHOLD, 2**28)
 
 
 def _parse_flags() -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 
+from igpt_tf import program
 from igpt_tf.benchmark.shapes import Shape
 
 _MODULES = {
@@ -86,6 +87,8 @@ def serve(order: Order, answers) -> None:
 
     start = time.perf_counter()
     try:
+        if _uses_tensorflow(order):
+            program.import_tensorflow()  # with what every program of ours sets
         module = importlib.import_module(f"igpt_tf.benchmark.{_MODULES[order.rival]}")
         turn = getattr(module, order.task)(order)
     except ImportError as error:
@@ -97,6 +100,11 @@ def serve(order: Order, answers) -> None:
             break
         answer(**timed(turn))
     answer(peak_bytes=memory_bytes(), device_bytes=module.device_peak_bytes())
+
+
+def _uses_tensorflow(order: Order) -> bool:
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    return _MODULES[order.rival] == "ours" and backend == "tensorflow"
 
 
 def main() -> None:

@@ -45,15 +45,15 @@ class SelfAttention(keras.layers.Layer):
             initializer=keras.initializers.RandomNormal(stddev=(dim * self.num_layers) ** -0.5),
         )
 
-    def call(self, x):
-        """Attends. `x` float[B,T,D] -> float[B,T,D]."""
-        query, key, value = self.project(x)
+    def call(self, x, norm=None):
+        """Attends. `x` float[B,T,D] -> float[B,T,D]; `norm` is applied to `x` first."""
+        query, key, value = self.project(x, norm)
         return self.merge(attend(query, key, value, causal=self.causal))
 
-    def project(self, x):
+    def project(self, x, norm=None):
         """float[B,T,D] -> query, key, value, each float[B,heads,T,head_dim]."""
         _, length, dim = x.shape
-        qkv = ops.matmul(x, self.qkv_kernel)
+        qkv = norm.matmul(x, self.qkv_kernel) if norm else ops.matmul(x, self.qkv_kernel)
         if length == 1:  # positions and heads change places without moving a number
             qkv = ops.reshape(qkv, (-1, 3, self.num_heads, 1, dim // self.num_heads))
             return ops.unstack(qkv, axis=1)

@@ -4,7 +4,13 @@ import keras
 from keras import ops
 
 from igpt_tf.model.attention import SelfAttention
-from igpt_tf.model.gradients import activated_matmul, read, rms_normalise
+from igpt_tf.model.gradients import (
+    normalised_matmul,
+    normalised_mlp,
+    quick_gelu,
+    read,
+    rms_normalise,
+)
 
 MLP_STDDEV = 0.02
 
@@ -18,6 +24,10 @@ class RMSNorm(keras.layers.Layer):
     def call(self, x):
         """float[...,D] -> float[...,D]."""
         return rms_normalise(x, read(self.scale))
+
+    def matmul(self, x, kernel):
+        """norm(x) @ kernel, for which the backward pass needs `x` only."""
+        return normalised_matmul(x, read(self.scale), read(kernel))
 
 
 class MLP(keras.layers.Layer):
@@ -33,10 +43,12 @@ class MLP(keras.layers.Layer):
             name="output_kernel", shape=(4 * dim, dim), initializer=normal(stddev=MLP_STDDEV)
         )
 
-    def call(self, x):
-        """float[B,T,D] -> float[B,T,D]."""
-        x = ops.matmul(x, self.input_kernel)
-        return activated_matmul(x, read(self.output_kernel))
+    def call(self, x, norm=None):
+        """float[B,T,D] -> float[B,T,D]; `norm` is applied to `x` first."""
+        if norm:
+            kernels = read(self.input_kernel), read(self.output_kernel)
+            return normalised_mlp(x, read(norm.scale), *kernels)
+        return ops.matmul(quick_gelu(ops.matmul(x, self.input_kernel)), self.output_kernel)
 
 
 class Block(keras.layers.Layer):
@@ -63,5 +75,5 @@ class Block(keras.layers.Layer):
 
     def call(self, h):
         """float[B,T,D] -> float[B,T,D]."""
-        h = h + self.attention(self.attention_norm(h))
-        return h + self.mlp(self.mlp_norm(h))
+        h = h + self.attention(h, norm=self.attention_norm)
+        return h + self.mlp(h, norm=self.mlp_norm)

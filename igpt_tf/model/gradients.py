@@ -51,31 +51,74 @@ def transposed(x):
     return ops.swapaxes(x, -1, -2)
 
 
+def _inverse_rms(x):
+    """float[...,D] -> 1 / sqrt(mean(x^2) + 1e-5), float32[...,1]."""
+    wide = ops.cast(x, "float32")
+    return ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + 1e-5)
+
+
+def _scaled(x, factor, gain):
+    return ops.cast(ops.cast(x, "float32") * factor * ops.cast(gain, "float32"), x.dtype)
+
+
+def _norm_gradient(x, inverse, gain, upstream):
+    """Gradients of x and gain."""
+    unit = ops.cast(x, "float32") * inverse
+    slope = ops.cast(upstream, "float32")
+    gain_gradient = ops.sum(slope * unit, axis=tuple(range(len(x.shape) - 1)))
+    slope = slope * ops.cast(gain, "float32")
+    along = ops.mean(slope * unit, axis=-1, keepdims=True)
+    x_gradient = (slope - unit * along) * inverse
+    return ops.cast(x_gradient, x.dtype), ops.cast(gain_gradient, gain.dtype)
+
+
 @with_gradient
-def rms_normalise(x, scale):
-    """x * rsqrt(mean(x^2) + 1e-5) * scale, in float32; keeps `x` and one number a position.
+def rms_normalise(x, gain):
+    """x * rsqrt(mean(x^2) + 1e-5) * gain, in float32; keeps `x` and one number a position.
 
     Args:
         x: float[...,D].
-        scale: float[D].
+        gain: float[D].
 
     Returns:
         float[...,D] of the dtype of `x`.
     """
-    wide, gain = ops.cast(x, "float32"), ops.cast(scale, "float32")
-    inverse = ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + 1e-5)
+    inverse = _inverse_rms(x)
 
     def gradient(upstream):
-        wide = ops.cast(x, "float32")
-        slope = ops.cast(upstream, "float32")
-        unit = wide * (inverse * after(slope, 1.0))
-        shares = slope * unit
-        scale_gradient = ops.sum(shares, axis=tuple(range(len(x.shape) - 1)))
-        along = ops.mean(shares * gain, axis=-1, keepdims=True)
-        x_gradient = (slope * gain - unit * along) * inverse
-        return ops.cast(x_gradient, x.dtype), ops.cast(scale_gradient, scale.dtype)
+        again = inverse * ops.cast(after(upstream, 1.0), "float32")
+        return _norm_gradient(x, again, gain, upstream)
 
-    return ops.cast(wide * inverse * gain, x.dtype), gradient
+    return _scaled(x, inverse, gain), gradient
+
+
+@with_gradient
+def normalised_matmul(x, gain, kernel):
+    """rms_normalise(x, gain) @ kernel; keeps `x` but not what is normalised.
+
+    Args:
+        x: float[...,D].
+        gain: float[D].
+        kernel: float[D,N].
+
+    Returns:
+        float[...,N].
+    """
+    inverse = _inverse_rms(x)
+
+    def gradient(upstream):
+        again = inverse * ops.cast(after(upstream, 1.0), "float32")
+        kernel_gradient = _kernel_gradient(_scaled(x, again, gain), upstream)
+        slope = ops.matmul(upstream, transposed(kernel))
+        return *_norm_gradient(x, again, gain, slope), kernel_gradient
+
+    return ops.matmul(_scaled(x, inverse, gain), kernel), gradient
+
+
+def _kernel_gradient(x, upstream):
+    """That of the kernel in x @ kernel: float[...,N], float[...,D] -> float[N,D]."""
+    rows, slopes = (ops.reshape(one, (-1, one.shape[-1])) for one in (x, upstream))
+    return ops.matmul(transposed(rows), slopes)
 
 
 def quick_gelu(x):
@@ -84,24 +127,37 @@ def quick_gelu(x):
 
 
 @with_gradient
-def activated_matmul(x, kernel):
-    """quick_gelu(x) @ kernel; keeps `x` but nothing of the activation.
+def normalised_mlp(x, gain, input_kernel, output_kernel):
+    """quick_gelu(rms_normalise(x, gain) @ input_kernel) @ output_kernel; keeps `x` alone.
+
+    The backward pass computes the first product again: a tenth more arithmetic in a step, and a
+    third less memory.
 
     Args:
-        x: float[...,N].
-        kernel: float[N,D].
+        x: float[...,D].
+        gain: float[D].
+        input_kernel: float[D,N].
+        output_kernel: float[N,D].
 
     Returns:
         float[...,D].
     """
+    inverse = _inverse_rms(x)
 
     def gradient(upstream):
-        gate = ops.sigmoid(after(upstream, 1.702) * x)
-        active = x * gate
+        again = inverse * ops.cast(after(upstream, 1.0), "float32")
+        unit = _scaled(x, again, gain)
+        wide = ops.matmul(unit, input_kernel)
+        gate = ops.sigmoid(1.702 * wide)
+        active = wide * gate
         slope = gate + 1.702 * active * (1 - gate)
-        x_gradient = ops.matmul(upstream, transposed(kernel)) * slope
-        rows = ops.reshape(active, (-1, kernel.shape[0]))
-        kernel_gradient = ops.matmul(transposed(rows), ops.reshape(upstream, (-1, kernel.shape[1])))
-        return x_gradient, kernel_gradient
+        slope = ops.matmul(upstream, transposed(output_kernel)) * slope
+        below = ops.matmul(slope, transposed(input_kernel))
+        return (
+            *_norm_gradient(x, again, gain, below),
+            _kernel_gradient(unit, slope),
+            _kernel_gradient(active, upstream),
+        )
 
-    return ops.matmul(quick_gelu(x), kernel), gradient
+    wide = ops.matmul(_scaled(x, inverse, gain), input_kernel)
+    return ops.matmul(quick_gelu(wide), output_kernel), gradient
