@@ -43,6 +43,7 @@ ROOMS = {
     "limits": {"errors"},
     "program": {"errors"},
     "report": {"errors"},
+    "run_report": {"environment", "errors", "exported", "report"},
     "palette": {"errors"},
     "pictures": {"errors"},
     "data": {"errors", "palette", "report"},
