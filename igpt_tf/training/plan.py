@@ -1,9 +1,11 @@
 """What a run will take: parameters, arithmetic, memory and time, told without allocating anything.
 
-The activation figures count what `igpt_tf.model` keeps from the forward to the backward pass, in
-tensors of T x D (a position's width): `KEPT`, and beside it `WORKING`, what is alive only while one
-block is at work. On two small models a measured peak agrees within 20 %
-(tests/training/test_plan.py); change a block, and change these with it.
+The activation figures count tensors of T x D numbers, one of a position's width: those `KEPT` from
+the forward to the backward pass, or kept by a run that recomputes its blocks (`RECOMPUTED`), and
+those alive only while one block is at work (`WORKING_*`). They are fitted to TensorFlow's CPU
+executor, where a measured peak agrees within 20 % on two small models, both ways
+(tests/training/test_plan.py); change a block, and measure again. XLA, on accelerators, orders the
+work itself; there they have not been compared.
 """
 
 import dataclasses
@@ -16,16 +18,23 @@ from igpt_tf import report
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 
-# Of each block, kept until its backward pass; in T x D numbers an image.
+# Of each block, in T x D numbers an image.
 KEPT = {
     "the inputs of the two norms": 2,
     "queries, keys and values": 3,
     "the heads' outputs": 1,
-    "the hidden layer of the MLP": 4,
+    # Equal in both passes, so the graph optimiser computes them once: (1 + 2 + 3) / 4 of keys and
+    # of values, and (1 + 2 + 3 + 4) / 4 of each transposed.
+    "the slices of keys and values that blocks of queries see": 8,
 }
-# Of the one block at work; the larger of the two counts.
+RECOMPUTED = {
+    "the block's input": 1,
+    # Measured: the executor runs ahead along the inputs' gradients.
+    "gradients that wait for their matrices' turn": 4.5,
+}
+# Of the one block at work, or of the head; the largest counts.
 WORKING_MLP = 16  # T x D numbers: the activation, its slope and two gradients, each 4 D wide
-WORKING_SQUARES = 4  # [heads,T,T] float32, the visible part: scores, weights, slopes, products
+WORKING_SQUARES = 3  # [heads,T,T] float32, the visible part: weights, slopes, their product
 WORKING_LOGITS = 3  # [T,V] float32: logits, probabilities, gradients
 CAUSAL_SHARE = 5 / 8  # of the square [T,T]: four blocks of queries, each over its own prefix
 RESERVE = 0.1  # of the device's memory: the runtime's own, workspaces, gaps between tensors
@@ -147,17 +156,18 @@ def activation_bytes(model: ImageGPT, precision: str, recompute: bool) -> float:
     squares = 4 * model.num_heads * _visible_pairs(model)
     logits = 4 * model.sequence_length * model.vocabulary_size
     block = position * sum(KEPT.values())
-    kept = position * model.num_layers + block if recompute else block * model.num_layers
-    block_at_work = max(position * WORKING_MLP, squares * WORKING_SQUARES)
-    # The head works when all blocks are kept, the last block when the logits are gone.
-    return kept + max(block_at_work, logits * WORKING_LOGITS)
+    kept = block * model.num_layers
+    if recompute:
+        kept = position * sum(RECOMPUTED.values()) * model.num_layers + block
+    return kept + max(position * WORKING_MLP, squares * WORKING_SQUARES, logits * WORKING_LOGITS)
 
 
 def image_flops(model: ImageGPT, recompute: bool) -> float:
     """Floating-point operations of one image's forward and backward pass.
 
     A multiplication and an addition are two; the backward pass takes twice the forward pass,
-    recomputation the blocks' forward pass once more. Only matrix products count.
+    recomputation the blocks' forward pass once more. Only matrix products count, and not those
+    that a block repeats to save memory in any run: they are part of what utilisation loses.
     """
     length, dim = model.sequence_length, model.hidden_dim
     matrices = 2 * length * 12 * dim**2

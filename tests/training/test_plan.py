@@ -128,8 +128,8 @@ def test_a_device_that_cannot_be_is_refused(wrong):
 
 
 MEASURED = [
-    ({**SIZES}, (16, 48)),
-    ({**SIZES, "image_size": (32, 32), "num_layers": 12, "hidden_dim": 64}, (2, 8)),
+    ({**SIZES, "num_layers": 12}, (8, 24)),
+    ({**SIZES, "num_layers": 12, "image_size": (32, 32), "hidden_dim": 64}, (2, 6)),
 ]
 
 
