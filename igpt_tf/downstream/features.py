@@ -100,8 +100,12 @@ def cached_features(
         title: For the progress bar.
 
     Raises:
-        InputError: An image cannot be read, or the disk is full.
+        InputError: An image cannot be read, the disk is full, or `batch_size` is no size.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(
+            f"batch_size is a whole number of images, 1 or more. Received: {batch_size=}"
+        )
     key = hashlib.sha256(f"{encoder.fingerprint} {examples_fingerprint(examples)}".encode())
     folder = os.path.join(directory, key.hexdigest()[:16])
     if not os.path.isdir(folder):

@@ -161,6 +161,11 @@ def _checked(
 ) -> list[int]:
     counts = np.bincount(labels, minlength=num_classes)
     rarest = int(counts.argmin())
+    if not counts[rarest]:
+        raise InputError(
+            "no labels can be drawn from a class without training images; use more images, or a "
+            f"data set that has all its classes. Received: class={rarest}, num_train={len(labels)}"
+        )
     if labels_per_class is None:
         labels_per_class = [k for k in LABELS_PER_CLASS if k <= counts[rarest]] or [1]
     for k in labels_per_class:

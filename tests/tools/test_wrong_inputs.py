@@ -1,0 +1,109 @@
+"""Claims about mistakes: the probing programs end with code 2 and one line that says which."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igpt_tf.data import npz
+from igpt_tf.downstream import linear_probe, low_data
+from igpt_tf.downstream.probe import LBFGS
+from igpt_tf.errors import InputError
+from igpt_tf.export.load import SavedModel
+from tests.downstream.tiny import write_tiny
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
+TWO = np.arange(40) % 2
+# What is wrong -> (images, labels or None, what the line says).
+DATA = {
+    "gaps": (IMAGES, 5 * TWO, "without training images"),
+    "size": (IMAGES[:, :6, :6], TWO, "8x8 pixels"),
+    "unlabelled": (IMAGES, None, "no labels"),
+    "one_class": (IMAGES, np.zeros(40, int), "at least two classes"),
+    "negative": (IMAGES, -TWO, "count the classes from 0"),
+    "fractions": (IMAGES, TWO / 2, "labels are integers"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, the same without its features, and the data sets."""
+    folder = tmp_path_factory.mktemp("wrong")
+    path = write_tiny(folder / "model" / "0")
+    saved = tf.saved_model.load(path)
+    bare = tf.Module()
+    bare.saved = saved
+    encode = {"encode": saved.signatures["encode"]}
+    tf.saved_model.save(bare, str(folder / "bare"), signatures=encode)
+    assets = os.path.join(path, "assets")
+    shutil.copytree(assets, folder / "bare" / "assets", dirs_exist_ok=True)
+    for name, (images, labels, _) in {**DATA, "two": (IMAGES, TWO, "")}.items():
+        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
+
+
+def in_process(folder, tool, data, model="model", **arguments):
+    """What the library refuses; the programs turn exactly this into their exit."""
+    library = {"linear_probe": linear_probe.linear_probe, "low_data": low_data.low_data}[tool]
+    with pytest.raises(InputError) as refusal:
+        library(
+            SavedModel(str(folder / model)),
+            workdir=str(folder / "out"),
+            source=npz(path=str(folder / f"{data}.npz")),
+            solver=LBFGS(l2=[0.1]),
+            **arguments,
+        )
+    return str(refusal.value)
+
+
+def by_command(folder, tool, data, *arguments, model="model"):
+    """The one line of an exit with code 2."""
+    command = [sys.executable, "-m", f"tools.{tool}", f"--saved_model={folder / model}"]
+    command += [f"--workdir={folder / 'out'}", *arguments]
+    path = folder / f"{data}.npz"
+    command += [f"--gin_param={tool}.source=@npz()", f"--gin_param=npz.path='{path}'"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in ended.stderr
+    return line
+
+
+@pytest.mark.parametrize("tool", ["linear_probe", "low_data"])
+@pytest.mark.parametrize("data", DATA)
+def test_data_that_do_not_fit_are_refused(folder, tool, data):
+    if (tool, data) == ("linear_probe", "gaps"):
+        pytest.skip("a probe can do with classes that no image has")
+    assert DATA[data][-1] in in_process(folder, tool, data)
+
+
+@pytest.mark.parametrize("tool", ["linear_probe", "low_data"])
+def test_a_model_without_features_is_refused(folder, tool):
+    assert "signature=features" in in_process(folder, tool, "two", model="bare")
+
+
+@pytest.mark.parametrize("k", [0, -4, 19])
+def test_fewer_labels_in_a_class_than_were_asked_for_are_refused(folder, k):
+    line = in_process(folder, "low_data", "two", labels_per_class=[4, k])
+    assert f"labels_per_class={k}" in line
+
+
+@pytest.mark.parametrize("size", [0, 2.5])
+def test_a_batch_of_no_size_is_refused(folder, size):
+    assert f"batch_size={size}" in in_process(folder, "linear_probe", "two", batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("tool", "data", "model", "said"),
+    [
+        ("linear_probe", "two", "bare", "signature=features"),
+        ("low_data", "one_class", "model", "at least two classes"),
+    ],
+)
+def test_the_programs_end_with_code_2_and_one_line(folder, tool, data, model, said):
+    assert said in by_command(folder, tool, data, model=model)
