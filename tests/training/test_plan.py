@@ -127,6 +127,11 @@ def test_a_device_that_cannot_be_is_refused(wrong):
         planning.Device(**{"memory": 1e9, "flops": 1e12, **wrong})
 
 
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused():
+    with pytest.raises(InputError, match="batch_size=64, replicas=3"):
+        plan(planning.Device(memory=1e9, flops=1e12, replicas=3))
+
+
 MEASURED = [
     ({**SIZES, "num_layers": 12}, (8, 24)),
     ({**SIZES, "num_layers": 12, "image_size": (32, 32), "hidden_dim": 64}, (2, 6)),
@@ -141,6 +146,7 @@ def test_activations_agree_with_a_measured_peak_within_a_fifth(sizes, batch_size
     command = [sys.executable, "-m", "tests.training.peak_memory", arguments]
     # Memory that is given back at once, so that what a process has is what it uses.
     limits = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    limits["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "1"  # as programs do
     ended = subprocess.run(
         [*command, *map(str, batch_sizes)],
         env={**os.environ, **limits},
