@@ -16,6 +16,7 @@ SHORT = (
     "cadence.evaluate_every=4",
     "cadence.checkpoint_every=4",
     "cadence.draw_every=0",
+    "cadence.probe_every=0",
     "train.batch_size=16",
     "build_optimizer.warmup_steps=2",
     "build_model.num_layers=2",
