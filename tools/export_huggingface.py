@@ -14,6 +14,7 @@ flags.DEFINE_string("workdir", None, "The Hugging Face folder to write.")
 def main() -> None:
     """Loads, converts, writes."""
     program.require_flags("saved_model", "workdir")
+    program.import_tensorflow()
 
     from igpt_tf.convert.huggingface_export import write_huggingface
     from igpt_tf.export.load import load_model

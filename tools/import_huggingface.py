@@ -18,6 +18,7 @@ STEP = 0
 def main() -> None:
     """Opens, checks, converts, writes."""
     program.require_flags("huggingface", "workdir")
+    program.import_tensorflow()
 
     from igpt_tf.convert import inventory, publish
     from igpt_tf.convert.huggingface_import import HuggingFaceFolder

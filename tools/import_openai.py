@@ -16,6 +16,7 @@ flags.DEFINE_string("workdir", None, "Where export/STEP goes.")
 def main() -> None:
     """Opens, checks, converts, writes."""
     program.require_flags("checkpoint", "palette", "workdir")
+    program.import_tensorflow()
 
     from igpt_tf.convert import inventory, publish
     from igpt_tf.convert.openai import OpenAICheckpoint

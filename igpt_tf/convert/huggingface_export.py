@@ -10,6 +10,7 @@ from igpt_tf.convert import huggingface_layout as layout
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
+from igpt_tf.report import make_workdir
 
 
 def write_huggingface(model: ImageGPT, palette: Palette, folder: str) -> None:
@@ -22,7 +23,7 @@ def write_huggingface(model: ImageGPT, palette: Palette, folder: str) -> None:
 
     Raises:
         InputError: The network is a masked one, which that library cannot express, or the
-            folder holds a model.
+            folder holds a model or cannot be created.
     """
     if not model.causal:
         raise InputError(
@@ -32,7 +33,7 @@ def write_huggingface(model: ImageGPT, palette: Palette, folder: str) -> None:
     path = os.path.join(folder, layout.WEIGHTS_FILE)
     if os.path.exists(path):
         raise InputError(f"the folder holds a model already; name another. Received: {path}")
-    os.makedirs(folder, exist_ok=True)
+    make_workdir(folder)
     # The library wants to be told which framework's shapes these are.
     save_file(_tensors(model), f"{path}.partial", metadata={"format": "pt"})
     os.replace(f"{path}.partial", path)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -108,7 +107,11 @@ class _Weights:
     """The tensors of one safetensors file, or of several that an index names."""
 
     def __init__(self, folder: str):
-        self._files = {name: safe for safe in _open_all(folder) for name in safe.keys()}  # noqa: SIM118
+        promised = _read_index(folder)
+        files = sorted(set(promised.values())) or [layout.WEIGHTS_FILE]
+        opened = (_open(folder, file) for file in files)
+        self._files = {name: safe for safe in opened for name in safe.keys()}  # noqa: SIM118
+        _refuse_broken_promises(promised, self._files, folder)
         self.shapes = {
             name: tuple(safe.get_slice(name).get_shape()) for name, safe in self._files.items()
         }
@@ -121,26 +124,42 @@ class _Weights:
         return self._files[name].get_tensor(name).astype("float32", copy=False)
 
 
-def _open_all(folder: str) -> Iterator:
-    """Opens, without reading, the weight files of a folder. Raises: InputError."""
-    index = os.path.join(folder, _INDEX_FILE)
-    names = [layout.WEIGHTS_FILE]
-    if os.path.isfile(index):
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    for name in names:
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path):
-            raise InputError(
-                "the weights do not exist; a folder with pytorch_model.bin alone becomes one "
-                f"with {layout.WEIGHTS_FILE} by `from_pretrained` and `save_pretrained` of the "
-                f"transformers library. Received: {path}"
-            )
-        try:
-            yield safe_open(path, framework="np")
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"not a whole safetensors file ({error}); fetch it again. Received: {path}"
-            ) from None
+def _read_index(folder: str) -> dict[str, str]:
+    """Tensor -> file, of weights in several files; empty without an index. Raises: InputError."""
+    path = os.path.join(folder, _INDEX_FILE)
+    if not os.path.isfile(path):
+        return {}
+    names = _read_json(path).get("weight_map")
+    if not (isinstance(names, dict) and names and all(isinstance(f, str) for f in names.values())):
+        raise InputError(f"the index names no files of weights. Received: {path}")
+    return names
+
+
+def _open(folder: str, name: str):
+    """Opens a file of weights without reading them. Raises: InputError."""
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise InputError(
+            "the weights do not exist; a folder with pytorch_model.bin alone becomes one "
+            f"with {layout.WEIGHTS_FILE} by `from_pretrained` and `save_pretrained` of the "
+            f"transformers library. Received: {path}"
+        )
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"not a whole safetensors file ({error}); fetch it again. Received: {path}"
+        ) from None
+
+
+def _refuse_broken_promises(promised: dict[str, str], found: dict, folder: str) -> None:
+    """Raises: InputError if the index names tensors that no file holds."""
+    absent = [f"{name} ({file})" for name, file in promised.items() if name not in found]
+    if absent:
+        raise InputError(
+            f"{_INDEX_FILE} names tensors that its files do not hold: {', '.join(absent)}; fetch "
+            f"them again. Received: path={folder}"
+        )
 
 
 def _read_json(path: str) -> dict:

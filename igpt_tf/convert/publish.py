@@ -1,6 +1,5 @@
 """An imported network -> the SavedModel of this repository's contract."""
 
-import json
 import os
 
 from igpt_tf import export
@@ -8,13 +7,19 @@ from igpt_tf.convert import inventory
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
+from igpt_tf.report import make_workdir, write_json
 
 # What the published BERT models were trained with (paper, section 4.7).
 _MASK_PROBABILITY = 0.15
 
 
 def destination(workdir: str, step: int) -> str:
-    """`WORKDIR/export/STEP`. Raises: InputError if something lies there."""
+    """`WORKDIR/export/STEP`, of a workdir that exists by then.
+
+    Raises:
+        InputError: The workdir cannot be created, or something lies there.
+    """
+    make_workdir(workdir)
     path = os.path.join(workdir, "export", str(step))
     if os.path.exists(path):
         raise InputError(
@@ -63,8 +68,7 @@ def publish(
         "palette": palette.fingerprint,
         "ignored": list(ignored),
     }
-    with open(os.path.join(workdir, "import.json"), "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=2)
+    write_json(os.path.join(workdir, "import.json"), report)
     return report
 
 

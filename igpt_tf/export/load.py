@@ -2,13 +2,10 @@
 
 import functools
 import os
-import re
 
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, one_line
 from igpt_tf.exported import PALETTE, find, read_metadata
 from igpt_tf.palette import Palette
-
-_NOISE = re.compile(r"Graph execution error|Detected at|<stack traces|\s*\[\[")
 
 
 class SavedModel:
@@ -82,12 +79,9 @@ def _call(name, function, **inputs):
 
 
 def _one_line(error) -> str:
-    """What an error of TensorFlow says, without the graph's names around it."""
-    text = getattr(error, "message", None) or str(error)
-    lines = [line for line in text.splitlines() if line.strip() and not _NOISE.match(line)]
-    assertion = re.match(r"assertion failed: \[(.*?)\](?: \[(.*)\])?", lines[0] if lines else "")
-    said = "".join(assertion.groups("")) if assertion else "".join(lines[:1])
-    return " ".join(said.split())[:300] or type(error).__name__
+    """What an error of TensorFlow says."""
+    said = getattr(error, "message", None) or str(error)
+    return one_line(said) or type(error).__name__
 
 
 def load_model(path: str):

@@ -11,6 +11,7 @@ from igpt_tf.exported import METADATA, PALETTE
 def describe(model, palette, *, objective, data, class_names, step, nats_per_token) -> dict:
     """The content of metadata.json; arguments as in `write`.
 
+    "score" tells what the signature `score` measures, "completion" how `complete` paints.
     "task" is None for a pretrained model. For a fine-tuned one it holds "name" ("classification"),
     "num_classes", "num_masks" of its ensemble (0 without), the weights of its two losses, its
     "learning_rate" and "from_scratch"; "objective" stays the generative one.
@@ -21,6 +22,7 @@ def describe(model, palette, *, objective, data, class_names, step, nats_per_tok
         "objective": objective,
         "task": None,
         "score": "likelihood" if model.causal else "pseudo-likelihood",
+        "completion": "raster order" if model.causal else "in-painting",
         "data": data,
         "class_names": list(class_names) if class_names is not None else None,
         "step": int(step),

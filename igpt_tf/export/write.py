@@ -96,6 +96,7 @@ def _check_palette(palette, model) -> None:
 
 def write_folder(path: str, model, signatures: dict, description: dict, palette) -> str:
     """Writes the folder under a name beside its own, then renames it."""
+    description = {**description, "signatures": sorted(signatures)}
     path = os.path.abspath(path)
     unfinished = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

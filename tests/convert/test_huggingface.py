@@ -34,6 +34,11 @@ def _change_weights(folder, **changes) -> None:
     save_file(kept, os.path.join(folder, "model.safetensors"))
 
 
+def _write_index(folder, weight_map) -> None:
+    with open(os.path.join(folder, "model.safetensors.index.json"), "w") as file:
+        json.dump({"metadata": {}, "weight_map": weight_map}, file)
+
+
 def _change_json(folder, name, **changes) -> None:
     path = os.path.join(folder, name)
     with open(path) as file:
@@ -116,11 +121,22 @@ def test_weights_in_several_files_are_read_through_their_index(folder):
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, os.path.join(folder, file))
     weight_map = {name: file for file, part in parts.items() for name in part}
-    with open(os.path.join(folder, "model.safetensors.index.json"), "w") as file:
-        json.dump({"metadata": {}, "weight_map": weight_map}, file)
+    _write_index(folder, weight_map)
     assert_same_weights(HuggingFaceFolder(folder).load(), random_model())
     os.remove(f"{folder}/b.safetensors")
     assert "b.safetensors" in _refusal(folder)
+
+
+def test_an_index_that_names_tensors_no_file_holds_is_refused_by_their_names(folder):
+    weight_map = dict.fromkeys(_weights(folder), "model.safetensors")
+    _write_index(folder, weight_map | {"transformer.h.7.ln_1.weight": "model.safetensors"})
+    assert "transformer.h.7.ln_1.weight (model.safetensors)" in _refusal(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, {"lm_head.weight": 1}])
+def test_an_index_without_files_is_refused(folder, weight_map):
+    _write_index(folder, weight_map)
+    assert "names no files" in _refusal(folder)
 
 
 def test_half_precision_weights_become_float32(folder):
