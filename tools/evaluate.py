@@ -1,7 +1,7 @@
 """Nats per token of a SavedModel on a data set, and where in the image they fall.
 
 python -m tools.evaluate --saved_model=DIR --workdir=DIR [--split=test]
-python -m tools.evaluate --saved_model=DIR --workdir=DIR --tokens=FILE.npy
+python -m tools.evaluate --saved_model=DIR --workdir=DIR --tokens=FILE.npy [--num_images=1000]
 
 Another data set: --gin_param='evaluate.source=@cifar10()' --gin_param='cifar10.directory="..."'
 """
@@ -16,11 +16,14 @@ from igpt_tf import config, program
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where the numbers and the picture go.")
 flags.DEFINE_string("split", "valid", "The part of the data set: train, valid or test.")
-flags.DEFINE_string("tokens", None, "Tokens int[N,T] of the model's palette, instead of images.")
+flags.DEFINE_string(
+    "tokens", None, "A .npy file of tokens int[N,T] or [N,H,W] in the model's palette instead."
+)
+flags.DEFINE_integer("num_images", None, "Score the first so many only; without, all.")
 
 
 @gin.configurable
-def evaluate(*, saved_model, workdir, split, tokens, source=None, batch_size=32):
+def evaluate(*, saved_model, workdir, split, tokens, num_images, source=None, batch_size=32):
     """See `igpt_tf.downstream.evaluation`; `source` is built by gin."""
     from igpt_tf import report
     from igpt_tf.downstream import evaluation, plots, summary
@@ -28,7 +31,12 @@ def evaluate(*, saved_model, workdir, split, tokens, source=None, batch_size=32)
 
     config.refuse_unread_bindings()
     result, surprise = evaluation.evaluate(
-        SavedModel(saved_model), source=source, split=split, tokens=tokens, batch_size=batch_size
+        SavedModel(saved_model),
+        source=source,
+        split=split,
+        tokens=tokens,
+        num_images=num_images,
+        batch_size=batch_size,
     )
     report.make_workdir(workdir)
     report.write_json(os.path.join(workdir, "evaluate.json"), result)
@@ -43,7 +51,7 @@ def main() -> None:
     import igpt_tf.downstream  # noqa: F401 - registers what gin may name
 
     config.parse_flags()
-    names = ("saved_model", "workdir", "split", "tokens")
+    names = ("saved_model", "workdir", "split", "tokens", "num_images")
     evaluate(**{name: flags.FLAGS[name].value for name in names})
 
 

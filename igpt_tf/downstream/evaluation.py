@@ -14,10 +14,17 @@ from igpt_tf.export.load import SavedModel
 from igpt_tf.palette import Palette
 
 SPLITS = ("train", "valid", "test")
+_ROWS = 4096  # of a file of tokens in memory at a time; OpenAI's largest has over a million
 
 
 def evaluate(
-    model: SavedModel, *, source: Source | None, split: str, tokens: str | None, batch_size: int
+    model: SavedModel,
+    *,
+    source: Source | None,
+    split: str,
+    tokens: str | None,
+    batch_size: int,
+    num_images: int | None = None,
 ) -> tuple[dict, np.ndarray]:
     """Scores a part of a data set, or a file of tokens.
 
@@ -25,8 +32,9 @@ def evaluate(
         model: The model.
         source: The data set; None for the one the model was trained on.
         split: Which part of it.
-        tokens: A `.npy` file int[N,T] instead.
+        tokens: A `.npy` file int[N,T] or int[N,H,W] instead.
         batch_size: Images at a time.
+        num_images: Score the first so many only; None for all.
 
     Returns:
         (the report, JSON-able: "nats_per_token", the mean over images, "standard_error" of that
@@ -35,13 +43,16 @@ def evaluate(
     Raises:
         InputError: The model has no signature `score`, or the data do not fit it.
     """
+    if num_images is not None and num_images < 1:
+        raise InputError(f"the number of images to score is 1 or more. Received: {num_images=}")
     if tokens:
-        table = load_tokens(tokens, model)
+        table = load_tokens(tokens, model, num_images)
         batches, num_images = token_batches(model, table, batch_size), len(table)
         about = {"data": os.path.basename(tokens), "split": None}
     else:
-        source = source_of(model, source)
+        source = source_of(model, source, tool="evaluate")
         examples = choose_split(source, split)
+        examples = examples.take(np.arange(len(examples))[:num_images])
         batches, num_images = image_batches(examples, batch_size), len(examples)
         about = {"data": source.name, "data_arguments": source.arguments, "split": split}
     scores, surprise = score(model, batches, num_images)
@@ -83,8 +94,16 @@ def token_batches(model: SavedModel, tokens: np.ndarray, batch_size: int) -> Ite
         yield model.palette.decode(batch, model.image_size)
 
 
-def load_tokens(path: str, model: SavedModel) -> np.ndarray:
-    """Reads a `.npy` file of tokens int[N,T], as OpenAI publishes them.
+def load_tokens(path: str, model: SavedModel, num_images: int | None = None) -> np.ndarray:
+    """Opens a `.npy` file of tokens, as OpenAI publishes them.
+
+    Args:
+        path: The file, int[N,T] or int[N,H,W].
+        model: Whose tokens they are.
+        num_images: Take the first so many; None for all.
+
+    Returns:
+        int[N,T], on the disk until it is used.
 
     Raises:
         InputError: The file is missing or no such array, a token is outside the palette, or two
@@ -94,24 +113,28 @@ def load_tokens(path: str, model: SavedModel) -> np.ndarray:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"not a file of tokens ({error}). Received: tokens={path}") from None
-    length = model.image_size[0] * model.image_size[1]
-    if (
-        tokens.ndim != 2
-        or tokens.shape[1] != length
-        or not len(tokens)
-        or tokens.dtype.kind not in "iu"
-    ):
+    height, width = model.image_size
+    rows = ((height * width,), (height, width))
+    if tokens.shape[1:] not in rows or not len(tokens) or tokens.dtype.kind not in "iu":
         raise InputError(
-            f"tokens are integers [N, {length}] for this model. "
+            f"tokens are integers [N, {height * width}] or [N, {height}, {width}] for this model. "
             f"Received: dtype={tokens.dtype}, shape={tokens.shape}, tokens={path}"
         )
-    if tokens.min() < 0 or tokens.max() >= len(model.palette):
+    tokens = tokens[:num_images].reshape(-1, height * width)
+    used = _used(tokens)
+    if used[0] < 0 or used[-1] >= len(model.palette):
         raise InputError(
             f"tokens lie between 0 and {len(model.palette) - 1}. "
-            f"Received: smallest={tokens.min()}, largest={tokens.max()}, tokens={path}"
+            f"Received: smallest={used[0]}, largest={used[-1]}, tokens={path}"
         )
-    _check_round_trip(model.palette, np.unique(tokens))
+    _check_round_trip(model.palette, used)
     return tokens
+
+
+def _used(tokens: np.ndarray) -> np.ndarray:
+    """The different tokens there are, in order; a part at a time, as the file may be large."""
+    parts = [np.unique(tokens[i : i + _ROWS]) for i in range(0, len(tokens), _ROWS)]
+    return np.unique(np.concatenate(parts))
 
 
 def choose_split(source: Source, split: str) -> Examples:

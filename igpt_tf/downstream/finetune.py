@@ -176,11 +176,10 @@ def _write_confusion(folder: Workdir, result: dict, confusion, names) -> None:
 
 def _checked_steps(num_steps: int, search_steps: int | None, cadence: Cadence) -> int:
     """The length of a trial."""
-    search_steps = num_steps if search_steps is None else search_steps
-    if not 1 <= search_steps <= num_steps:
+    search_steps = num_steps if search_steps is None else min(search_steps, num_steps)
+    if search_steps < 1:
         raise InputError(
-            "a run has at least one step, and a trial is no longer than the run. "
-            f"Received: {num_steps=}, {search_steps=}"
+            f"a run and a trial have at least one step. Received: {num_steps=}, {search_steps=}"
         )
     if cadence.evaluate_every < 1:
         raise InputError(

@@ -41,11 +41,27 @@ def test_tokens_score_as_the_images_they_stand_for(model, tmp_path):
     np.testing.assert_array_equal(model.palette.encode(images), tokens)
 
 
+@pytest.mark.parametrize("shape", [(-1, 64), (-1, 8, 8)])
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
+def test_a_file_of_tokens_may_have_rows_or_images_and_be_scored_in_part(
+    model, tmp_path, shape, dtype
+):
+    tokens = model.palette.encode(digits().valid.images)
+    np.save(tmp_path / "teX.npy", tokens.reshape(shape).astype(dtype))
+    path = str(tmp_path / "teX.npy")
+    np.testing.assert_array_equal(evaluation.load_tokens(path, model), tokens)
+    report, _ = evaluation.evaluate(
+        model, source=None, split="", tokens=path, num_images=70, batch_size=32
+    )
+    assert report["num_images"] == 70 and report["data"] == "teX.npy"
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
         (np.full((2, 64), 17), "between 0 and 16"),
         (np.zeros((2, 65), "int32"), r"integers \[N, 64\]"),
+        (np.zeros((2, 4, 16), "int32"), r"or \[N, 8, 8\]"),
         (np.zeros((2, 64)), r"integers \[N, 64\]"),
     ],
 )

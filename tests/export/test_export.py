@@ -86,6 +86,9 @@ def _file(image, kind="PNG") -> bytes:
 def test_every_signature_of_its_kind_is_there_and_no_other(causal, masked):
     assert set(causal.saved.signature_names) == PRETRAINED | {"serving_default", "sample"}
     assert set(masked.saved.signature_names) == PRETRAINED | {"serving_default", "inpaint"}
+    for exported, completion in ((causal, "raster order"), (masked, "in-painting")):
+        assert exported.saved.metadata["signatures"] == exported.saved.signature_names
+        assert exported.saved.metadata["completion"] == completion
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
