@@ -1,4 +1,8 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and TensorFlow's errors made short enough for it."""
+
+import re
+
+_NOISE = re.compile(r"Graph execution error|Detected at|<stack traces|\s*\[\[")
 
 
 class InputError(ValueError):
@@ -7,3 +11,11 @@ class InputError(ValueError):
     The message is one line: what is wrong, how to mend it, then `Received: name=value`.
     Programs print it without a traceback and exit with code 2 (see `igpt_tf.program`).
     """
+
+
+def one_line(said: str) -> str:
+    """What a message of TensorFlow says, without the graph's names around it; maybe nothing."""
+    lines = [line for line in said.splitlines() if line.strip() and not _NOISE.match(line)]
+    assertion = re.match(r"assertion failed: \[(.*?)\](?: \[(.*)\])?", lines[0] if lines else "")
+    found = "".join(assertion.groups("")) if assertion else "".join(lines[:1])
+    return " ".join(found.split())[:300]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Address:
     def unreachable(self, reason) -> InputError:
         """No connection, or no answer in time."""
         return InputError(
-            f"no answer from the server ({first_line(str(reason))}); is it running there? "
+            f"no answer from the server ({one_line(str(reason))}); is it running there? "
             f"Received: server={self.server}, timeout={self.timeout:g}"
         )
 
@@ -43,7 +43,7 @@ class Address:
         """The server does not know the model or its version."""
         version = "" if self.version is None else f", version={self.version}"
         return InputError(
-            f"the server has no such model ({first_line(said)}). "
+            f"the server has no such model ({one_line(said)}). "
             f"Received: server={self.server}, model={self.model}{version}"
         )
 
@@ -53,8 +53,3 @@ class Address:
             "the server does not answer as TensorFlow Serving does; REST and gRPC have different "
             f"ports. Received: server={self.server}"
         )
-
-
-def first_line(said: str) -> str:
-    """A server's message without the names of nodes, and not too long."""
-    return " ".join(said.split("\n")[0].split())[:300]

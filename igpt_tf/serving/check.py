@@ -57,7 +57,7 @@ class Check:
             self._session = Session(self.path)
         except StatusError as error:
             raise InputError(
-                f"the SavedModel breaks the contract: it cannot be loaded ({error.message}); "
+                f"the SavedModel breaks the contract: it cannot be loaded ({error}); "
                 f"export it again. Received: path={self.path}"
             ) from None
         self.load_milliseconds = 1000 * (time.perf_counter() - start)

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from igpt_tf import program
 from igpt_tf.errors import InputError
 from igpt_tf.limits import MOST_BYTES, MOST_IMAGES, MOST_PIXELS
 
@@ -50,12 +51,12 @@ def read(path: str) -> bytes:
         raise InputError(
             f"an image file cannot be read ({error.strerror}). Received: path={path}"
         ) from None
-    _check(content, path)
+    check(content, path)
     return content
 
 
-def _check(content: bytes, path: str) -> None:
-    """Looks at the header only: decoding is what a bomb waits for."""
+def check(content: bytes, path: str) -> None:
+    """Looks at the header only: decoding is what a bomb waits for. Raises: InputError."""
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             width, height = Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).size
@@ -69,6 +70,7 @@ def _check(content: bytes, path: str) -> None:
 
 def pixels(paths: list[str], image_size: tuple[int, int]) -> np.ndarray:
     """uint8[N,H,W,3]: the files shrunk and cropped as for training. Raises: InputError."""
-    from igpt_tf.data.images import decode  # with all of TensorFlow behind it
+    program.import_tensorflow()  # which the data room brings with it, otherwise with notices
+    from igpt_tf.data.images import decode
 
     return np.stack([decode(read(path), path, image_size) for path in paths])

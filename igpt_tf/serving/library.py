@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import os
 
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, one_line
 
 _FILES = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
 _POINTER, _TEXT, _INT, _SIZE = (
@@ -80,7 +80,7 @@ class StatusError(Exception):
     Attributes:
         code: int, of TensorFlow, of gRPC and of absl alike.
         name: str, e.g. "INVALID_ARGUMENT".
-        message: str, the first line, without the names of nodes.
+        message: str, as the library gives it.
     """
 
     NAMES = (
@@ -93,8 +93,8 @@ class StatusError(Exception):
     def __init__(self, code: int, message: str):
         self.code = code
         self.name = self.NAMES[code]
-        self.message = " ".join(message.split("\n")[0].split())
-        super().__init__(f"{self.name}: {self.message}")
+        self.message = message
+        super().__init__(f"{self.name}: {one_line(message)}")
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from igpt_tf.errors import InputError
-from igpt_tf.serving.addresses import Address, first_line
+from igpt_tf.errors import InputError, one_line
+from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.protos import SignatureDefMap
 from igpt_tf.serving.session import Signature, signatures_of
 
@@ -71,4 +71,4 @@ class Grpc:
             return self._address.unknown(said)
         if code == "UNIMPLEMENTED":
             return self._address.foreign()
-        return InputError(f"the server refuses the request: {first_line(said)}")
+        return InputError(f"the server refuses the request: {one_line(said)}")

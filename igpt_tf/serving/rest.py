@@ -12,8 +12,8 @@ import urllib.request
 
 import numpy as np
 
-from igpt_tf.errors import InputError
-from igpt_tf.serving.addresses import Address, first_line
+from igpt_tf.errors import InputError, one_line
+from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.session import Signature, TensorInfo
 
 # TensorFlow's names of types that are not NumPy's with DT_ in front.
@@ -79,7 +79,7 @@ class Rest:
             return self._address.foreign()
         if error.code == 404:
             return self._address.unknown(said)
-        return InputError(f"the server refuses the request: {first_line(said)}")
+        return InputError(f"the server refuses the request: {one_line(said)}")
 
 
 def _value(array: np.ndarray):
