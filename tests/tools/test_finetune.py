@@ -1,0 +1,68 @@
+"""Claims about the program: a model and a folder suffice, signals save, mistakes are named."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.downstream.tiny import write_tiny
+from tools.finetune import recipes
+
+SHORT = ("finetune.learning_rates=[0.01]", "cadence.checkpoint_every=2", "cadence.evaluate_every=2")
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("model") / "export" / "0", num_layers=1)
+
+
+def start(saved_model, workdir, *bindings):
+    arguments = [f"--gin_param={binding}" for binding in bindings]
+    command = [sys.executable, "-m", "tools.finetune", f"--saved_model={saved_model}"]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sigterm_saves_and_the_same_command_again_finishes(saved_model, tmp_path):
+    process = start(saved_model, tmp_path, *SHORT, "finetune.num_steps=100000")
+    while process.poll() is None and not list(tmp_path.glob("checkpoints/ckpt-*.index")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert process.returncode == 143, stderr
+    checkpoint = max(
+        int(path.stem.split("-")[1]) for path in tmp_path.glob("checkpoints/ckpt-*.index")
+    )
+    # Another length is another run; the same folder with the same words goes on.
+    other = start(saved_model, tmp_path, *SHORT, "finetune.num_steps=100")
+    _, stderr = other.communicate()
+    assert other.returncode == 2 and "finetune.num_steps" in stderr
+    steps = [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")]
+    assert steps and max(steps) <= checkpoint
+
+
+def test_a_model_that_is_none_of_ours_is_refused_in_one_line(tmp_path):
+    process = start(tmp_path, tmp_path / "run")
+    _, stderr = process.communicate()
+    assert process.returncode == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
+
+
+def test_the_recipe_is_that_of_the_models_data_unless_files_are_given():
+    common = "gin/tools/finetune.gin"
+    assert recipes({"name": "digits"}, []) == [common, "gin/tools/finetune_digits.gin"]
+    assert recipes({"name": "npz"}, []) == [common]
+    assert recipes(None, ["mine.gin"]) == [common, "mine.gin"]
+
+
+def test_digits_are_never_mirrored():
+    with open("gin/tools/finetune_digits.gin") as file:
+        bindings = [line for line in file if not line.startswith("#")]
+    [augmentation] = [line for line in bindings if line.startswith("finetune.augmentation")]
+    assert "flip" not in augmentation
