@@ -56,6 +56,7 @@ ROOMS = {
     "export": {"model", "sampling", "palette", "data", "errors", "exported", "limits"},
     "convert": {"model", "export", "palette", "report", "errors"},
     "serving": LEAVES | {"data", "pictures"},
+    "playground": {"data", "errors", "export", "limits", "serving"},
 }
 # Single files that may do more than their room.
 DOORS = {"training/train.py": {"export"}}

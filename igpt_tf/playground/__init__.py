@@ -1,0 +1,1 @@
+"""One local web page to paint with a model, score and classify."""

@@ -1,0 +1,76 @@
+"""The web application: one page, four questions."""
+
+import os
+
+import flask
+from werkzeug.exceptions import HTTPException
+
+from igpt_tf.errors import InputError
+from igpt_tf.limits import MOST_BYTES
+from igpt_tf.playground import answers, door
+from igpt_tf.playground.backends import Backend
+
+_PAGE = os.path.join(os.path.dirname(__file__), "page")
+_POLICY = "default-src 'self'; img-src 'self' data:"
+
+
+def create_app(backend: Backend, hosts: list[str] | None = None) -> flask.Flask:
+    """The application over one model.
+
+    Every mistake of the caller is answered with status 400 and {"error": one line}.
+
+    Args:
+        backend: The model.
+        hosts: Names this page may be called by; others, which a foreign web site may have
+            pointed here, are refused. None for any.
+    """
+    app = flask.Flask(__name__, static_folder=_PAGE, static_url_path="/page")
+    app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, TRUSTED_HOSTS=hosts)
+    size = backend.image_size
+
+    @app.get("/")
+    def page():
+        return app.send_static_file("index.html")
+
+    @app.get("/about")
+    def about():
+        return answers.about(backend)
+
+    @app.post("/shrink")
+    def shrink():
+        return answers.shrunk(backend, door.read_file(flask.request.get_data(), size))
+
+    @app.post("/complete")
+    def complete():
+        return answers.completions(backend, door.read_wish(flask.request.get_json(), size))
+
+    @app.post("/score")
+    def score():
+        return answers.score(backend, door.read_image(flask.request.get_json(), size))
+
+    @app.post("/classify")
+    def classify():
+        return answers.classes(backend, door.read_image(flask.request.get_json(), size))
+
+    app.register_error_handler(InputError, lambda error: _refused(str(error)))
+    app.register_error_handler(HTTPException, _explained)
+    app.after_request(_confined)
+    return app
+
+
+def _explained(error: HTTPException):
+    if error.code == 413:
+        return _refused(f"an upload must have at most {MOST_BYTES} bytes")
+    code = 400 if error.code == 415 else error.code
+    return _refused(error.description or error.name, code)
+
+
+def _refused(said: str, code: int = 400):
+    return {"error": " ".join(said.split())}, code
+
+
+def _confined(response: flask.Response) -> flask.Response:
+    """Nothing from the network, and nothing old after an update."""
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["Cache-Control"] = "no-store"
+    return response

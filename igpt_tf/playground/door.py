@@ -1,0 +1,104 @@
+"""Limits at the door: what the page sends, checked before a model sees it."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+import numpy as np
+
+from igpt_tf.errors import InputError
+from igpt_tf.limits import check, check_given
+from igpt_tf.serving import files
+
+MOST_COMPLETIONS = 16
+_INT32 = 2**31 - 1
+_PREFIX = "data:image/png;base64,"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be painted.
+
+    Attributes:
+        image: uint8[1,H,W,3].
+        num_given: How many raster pixels of it are kept.
+        hidden: bool[1,H,W], what of these is painted anew all the same; None for nothing.
+        completions: How many.
+        choice: seed, temperature, top_k, top_p.
+    """
+
+    image: np.ndarray
+    num_given: int
+    hidden: np.ndarray | None
+    completions: int
+    choice: dict
+
+
+def read_wish(content, image_size: tuple[int, int]) -> Wish:
+    """From decoded JSON.
+
+    Raises:
+        InputError: Something is missing, of another kind, or out of range.
+    """
+    image = read_image(content, image_size)
+    num_given = _whole(content, "num_given")
+    check_given(num_given, image_size[0] * image_size[1])
+    completions = _whole(content, "completions")
+    if not 1 <= completions <= MOST_COMPLETIONS:
+        raise InputError(
+            f"completions must be 1 to {MOST_COMPLETIONS}. Received: completions={completions}"
+        )
+    choice = {
+        "seed": _whole(content, "seed"),
+        "temperature": _number(content, "temperature"),
+        "top_k": _whole(content, "top_k"),
+        "top_p": _number(content, "top_p"),
+    }
+    check(**choice)
+    choice["top_k"] = min(choice["top_k"], _INT32)
+    return Wish(image, num_given, _hidden(content, image_size), completions, choice)
+
+
+def read_image(content, image_size: tuple[int, int]) -> np.ndarray:
+    """uint8[1,H,W,3] of the data URL `image` in decoded JSON. Raises: InputError."""
+    url = content.get("image") if isinstance(content, dict) else None
+    if not isinstance(url, str) or not url.startswith(_PREFIX):
+        raise InputError(f"the request must be JSON with an image, {_PREFIX}...")
+    try:
+        return read_file(base64.b64decode(url[len(_PREFIX) :], validate=True), image_size)
+    except binascii.Error as error:
+        raise InputError(f"the image is not base64 ({error})") from None
+
+
+def read_file(content: bytes, image_size: tuple[int, int]) -> np.ndarray:
+    """uint8[1,H,W,3]: a PNG or JPEG file, shrunk and cropped as for training.
+
+    Raises:
+        InputError: It is empty, too large, no image, a bomb, or smaller than the model's.
+    """
+    from igpt_tf.data.images import decode  # with all of TensorFlow behind it
+
+    files.check(content, "upload")
+    return decode(content, "upload", image_size)[None]
+
+
+def _hidden(content: dict, image_size: tuple[int, int]) -> np.ndarray | None:
+    hidden = content.get("hidden")
+    if hidden is None:
+        return None
+    num_pixels = image_size[0] * image_size[1]
+    whole = isinstance(hidden, list) and len(hidden) == num_pixels
+    if not whole or not all(value in (0, 1) for value in hidden):
+        raise InputError(f"hidden must be {num_pixels} zeros and ones, one a pixel")
+    return np.reshape(np.array(hidden, bool), (1, *image_size))
+
+
+def _whole(content: dict, name: str) -> int:
+    return _number(content, name, (int,), "a whole number")
+
+
+def _number(content: dict, name: str, kinds=(int, float), wanted="a number"):
+    value = content.get(name)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise InputError(f"{name} must be {wanted}. Received: {name}={str(value)[:40]}")
+    return value
