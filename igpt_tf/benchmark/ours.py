@@ -17,8 +17,6 @@ from igpt_tf.benchmark.shapes import VOCABULARY_SIZE
 from igpt_tf.benchmark.worker import Order
 from igpt_tf.model import ImageGPT
 
-_UNCACHED_PLACES = 4  # of the T forward passes of an uncached loop; all cost the same
-
 
 def device_peak_bytes() -> int | None:
     """The accelerator's peak memory, None without one."""
@@ -34,11 +32,11 @@ def device_peak_bytes() -> int | None:
 
 def train(order: Order):
     """A training step, as the program takes it."""
-    _set_up(order)
+    model, tokens = build(order), tokens_of(order)
     if keras.backend.backend() == "jax":
         from igpt_tf.benchmark import ours_jax
 
-        return ours_jax.train(_model(order), _tokens(order))
+        return ours_jax.train(model, tokens)
     import tensorflow as tf
 
     from igpt_tf.objectives import Autoregressive
@@ -51,15 +49,14 @@ def train(order: Order):
     )
     batch_size = order.shape.batch_size
     palette = Palette.grey(VOCABULARY_SIZE)
-    trainer = Trainer(_model(order), Autoregressive(), optimizer, palette, batch_size=batch_size)
-    batch = {"tokens": tf.constant(_tokens(order))}
+    trainer = Trainer(model, Autoregressive(), optimizer, palette, batch_size=batch_size)
+    batch = {"tokens": tf.constant(tokens)}
     return lambda: float(trainer.train_step(batch))
 
 
 def features(order: Order):
     """The features of all layers, one pass."""
-    _set_up(order)
-    model, tokens = _model(order), _tokens(order)
+    model, tokens = build(order), tokens_of(order)
     if keras.backend.backend() == "jax":
         from igpt_tf.benchmark import ours_jax
 
@@ -71,25 +68,11 @@ def features(order: Order):
 
 
 def sample(order: Order):
-    """Painting images; the rival "uncached" computes every pixel from the start again."""
-    _set_up(order)
-    import tensorflow as tf
-
+    """Painting images; the rival "ours_jit" compiles the loop with XLA."""
     from igpt_tf.sampling import Sampler
 
-    model = _model(order)
-    if order.rival != "uncached":
-        sampler = Sampler(model)
-        return lambda: sampler.sample(order.shape.batch_size, seed=0)
-    forward = tf.function(model.__call__)
-    tokens = tf.constant(_tokens(order))
-
-    def turn():
-        for _ in range(_UNCACHED_PLACES):
-            tf.random.categorical(forward(tokens)[:, -1], 1).numpy()
-
-    turn.times = order.shape.length / _UNCACHED_PLACES
-    return turn
+    sampler = Sampler(build(order), jit_compile=order.rival == "ours_jit")
+    return lambda: sampler.sample(order.shape.batch_size, seed=0)
 
 
 def palette(order: Order):
@@ -143,7 +126,9 @@ def _set_up(order: Order) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(order.threads)
 
 
-def _model(order: Order) -> ImageGPT:
+def build(order: Order) -> ImageGPT:
+    """The network, and Keras and TensorFlow set to what was ordered."""
+    _set_up(order)
     shape = order.shape
     return ImageGPT(
         image_size=(shape.side, shape.side),
@@ -155,7 +140,8 @@ def _model(order: Order) -> ImageGPT:
     )
 
 
-def _tokens(order: Order) -> np.ndarray:
+def tokens_of(order: Order) -> np.ndarray:
+    """Random tokens int32[B,T]."""
     size = (order.shape.batch_size, order.shape.length)
     return np.random.default_rng(0).integers(0, VOCABULARY_SIZE, size, "int32")
 

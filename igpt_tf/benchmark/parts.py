@@ -47,7 +47,7 @@ def _features(name: str, shape: shapes.Shape) -> Part:
 
 
 def _sample(name: str, shape: shapes.Shape) -> Part:
-    rivals = ("ours", "huggingface", "uncached")
+    rivals = ("ours", "ours_jit", "huggingface", "openai_graph")
     return Part(f"sampling, {name}", "sample", rivals, "image", shape.batch_size, shape, heavy=True)
 
 

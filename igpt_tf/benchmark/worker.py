@@ -17,7 +17,8 @@ from igpt_tf.benchmark.shapes import Shape
 _MODULES = {
     "ours": "ours",
     "ours_recompute": "ours",
-    "uncached": "ours",
+    "ours_jit": "ours",
+    "openai_graph": "openai_graph",
     "gpt": "plain_gpt",
     "huggingface": "huggingface",
 }
@@ -104,7 +105,7 @@ def serve(order: Order, answers) -> None:
 
 def _uses_tensorflow(order: Order) -> bool:
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    return _MODULES[order.rival] == "ours" and backend == "tensorflow"
+    return _MODULES[order.rival] in ("ours", "openai_graph") and backend == "tensorflow"
 
 
 def main() -> None:

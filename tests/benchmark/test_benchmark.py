@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from igpt_tf.benchmark import shapes, turns
+from igpt_tf.benchmark import openai_graph, ours, shapes, turns
 from igpt_tf.benchmark.worker import Order, timed
 from igpt_tf.model import ImageGPT, count_parameters
 
@@ -75,6 +77,16 @@ def test_the_plain_gpt_has_exactly_our_number_of_weights():
     order = Order("gpt", "train", shapes.TINY, 1, "float32", 1)
     theirs = sum(weight.numel() for weight in plain_gpt.build(order).parameters())
     assert theirs == count_parameters(lambda: model_of(shapes.TINY, causal=True))
+
+
+def test_the_published_graph_and_ours_are_one_network():
+    keras.utils.set_random_seed(0)
+    model = model_of(shapes.TINY, causal=True)
+    model.output_embedding.assign(np.random.default_rng(1).normal(size=(512, 16)))
+    tokens = ours.tokens_of(Order("ours", "train", shapes.TINY, 1, "float32", 1))
+    wanted = model(tokens).numpy()
+    theirs = openai_graph.logits(model, tokens).numpy()
+    assert np.abs(theirs - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_a_turn_that_does_a_part_counts_as_the_whole():
