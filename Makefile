@@ -5,7 +5,7 @@ UNFINISHED := .venv/.unfinished
 PYTEST := $(PYTHON) -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint parity faults benchmark clean
+.PHONY: help setup demo test lint slow browser parity faults benchmark clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -16,12 +16,18 @@ setup: $(INSTALLED) ## create .venv and install requirements.lock
 demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (5 minutes on 2 cores)
 	@$(PYTHON) -m tools.demo
 
-test: $(INSTALLED) ## run the tests, but for the slow, parity and faults ones
-	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not parity and not faults"
+test: $(INSTALLED) ## run the tests, but for the slow, browser, parity and faults ones
+	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser and not parity and not faults"
 
 lint: $(INSTALLED) ## check style and format
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+
+slow: $(INSTALLED) ## run the tests that take minutes
+	@$(PYTEST) -rs -m slow
+
+browser: $(INSTALLED) ## click through the playground in Chromium, if there is one
+	@$(PYTEST) -rs -m browser tests/playground
 
 parity: $(INSTALLED) ## compare with published weights and other implementations
 	@$(PYTEST) -rs -m parity

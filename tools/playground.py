@@ -30,8 +30,10 @@ def main() -> None:
 
     hosts = [*_LOCAL[:2], "[::1]"] if flag.host in _LOCAL else None
     server = _listen(create_app(_backend(), hosts))
-    print(f"http://{server.host}:{server.port}/  (Ctrl-C ends it)", flush=True)
+    host = f"[{flag.host}]" if ":" in flag.host else flag.host
+    print(f"http://{host}:{server.port}/  (Ctrl-C ends it)", flush=True)
     server.serve_forever()
+    raise KeyboardInterrupt  # which Werkzeug keeps to itself
 
 
 def _backend():

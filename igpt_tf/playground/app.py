@@ -1,9 +1,10 @@
 """The web application: one page, four questions."""
 
 import os
+import re
 
 import flask
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 
 from igpt_tf.errors import InputError
 from igpt_tf.limits import MOST_BYTES
@@ -21,11 +22,11 @@ def create_app(backend: Backend, hosts: list[str] | None = None) -> flask.Flask:
 
     Args:
         backend: The model.
-        hosts: Names this page may be called by; others, which a foreign web site may have
-            pointed here, are refused. None for any.
+        hosts: Names this page may be called by, without port; others, which a foreign web site
+            may have pointed here, are refused. None for any.
     """
     app = flask.Flask(__name__, static_folder=_PAGE, static_url_path="/page")
-    app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, TRUSTED_HOSTS=hosts)
+    app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES)
     size = backend.image_size
 
     @app.get("/")
@@ -42,20 +43,35 @@ def create_app(backend: Backend, hosts: list[str] | None = None) -> flask.Flask:
 
     @app.post("/complete")
     def complete():
-        return answers.completions(backend, door.read_wish(flask.request.get_json(), size))
+        return answers.completions(backend, door.read_wish(_json(), size))
 
     @app.post("/score")
     def score():
-        return answers.score(backend, door.read_image(flask.request.get_json(), size))
+        return answers.score(backend, door.read_image(_json(), size))
 
     @app.post("/classify")
     def classify():
-        return answers.classes(backend, door.read_image(flask.request.get_json(), size))
+        return answers.classes(backend, door.read_image(_json(), size))
 
+    app.before_request(lambda: _check_host(flask.request.host, hosts))
     app.register_error_handler(InputError, lambda error: _refused(str(error)))
     app.register_error_handler(HTTPException, _explained)
     app.after_request(_confined)
     return app
+
+
+def _check_host(host: str, hosts: list[str] | None) -> None:
+    """Raises: InputError: `host`, of which the port does not count, is none of `hosts`."""
+    if hosts is not None and re.sub(r":\d*$", "", host) not in hosts:
+        raise InputError(f"this page answers to {', '.join(hosts)} only. Received: host={host}")
+
+
+def _json():
+    """The request's content. Raises: InputError."""
+    try:
+        return flask.request.get_json()
+    except (BadRequest, RecursionError):
+        raise InputError("the request is not JSON, or too deep") from None
 
 
 def _explained(error: HTTPException):

@@ -68,8 +68,11 @@ class Served:
         self._transport, self._signatures = transport, transport.signatures()
         self.where, self.metadata = f"the server at {where}", metadata or {}
         self.signature_names = list(self._signatures)
-        _, *self.image_size, _ = self._signature("encode").inputs["images"].shape
-        self.image_size = tuple(self.image_size)
+        try:
+            _, *sizes, _ = self._signature("encode").inputs["images"].shape
+        except (KeyError, ValueError):
+            raise InputError(f"the served model is not one of ours. Received: {where=}") from None
+        self.image_size = tuple(sizes)
 
     def ask(self, name: str, **inputs) -> dict[str, np.ndarray]:
         """See `Backend`."""

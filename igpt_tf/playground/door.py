@@ -1,7 +1,8 @@
 """Limits at the door: what the page sends, checked before a model sees it."""
 
 import base64
-import binascii
+import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from igpt_tf.serving import files
 MOST_COMPLETIONS = 16
 _INT32 = 2**31 - 1
 _PREFIX = "data:image/png;base64,"
+_DECODING = threading.Lock()  # one large image at a time in memory
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ def read_wish(content, image_size: tuple[int, int]) -> Wish:
         )
     choice = {
         "seed": _whole(content, "seed"),
-        "temperature": _number(content, "temperature"),
+        "temperature": _real(content, "temperature"),
         "top_k": _whole(content, "top_k"),
-        "top_p": _number(content, "top_p"),
+        "top_p": _real(content, "top_p"),
     }
     check(**choice)
     choice["top_k"] = min(choice["top_k"], _INT32)
@@ -65,9 +67,10 @@ def read_image(content, image_size: tuple[int, int]) -> np.ndarray:
     if not isinstance(url, str) or not url.startswith(_PREFIX):
         raise InputError(f"the request must be JSON with an image, {_PREFIX}...")
     try:
-        return read_file(base64.b64decode(url[len(_PREFIX) :], validate=True), image_size)
-    except binascii.Error as error:
+        content = base64.b64decode(url[len(_PREFIX) :], validate=True)
+    except ValueError as error:
         raise InputError(f"the image is not base64 ({error})") from None
+    return read_file(content, image_size)
 
 
 def read_file(content: bytes, image_size: tuple[int, int]) -> np.ndarray:
@@ -79,7 +82,8 @@ def read_file(content: bytes, image_size: tuple[int, int]) -> np.ndarray:
     from igpt_tf.data.images import decode  # with all of TensorFlow behind it
 
     files.check(content, "upload")
-    return decode(content, "upload", image_size)[None]
+    with _DECODING:
+        return decode(content, "upload", image_size)[None]
 
 
 def _hidden(content: dict, image_size: tuple[int, int]) -> np.ndarray | None:
@@ -100,5 +104,13 @@ def _whole(content: dict, name: str) -> int:
 def _number(content: dict, name: str, kinds=(int, float), wanted="a number"):
     value = content.get(name)
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise InputError(f"{name} must be {wanted}. Received: {name}={str(value)[:40]}")
+        received = "nothing" if value is None else f"{name}={str(value)[:40]}"
+        raise InputError(f"{name} must be {wanted}. Received: {received}")
     return value
+
+
+def _real(content: dict, name: str) -> float:
+    """As float32 holds it: what is too large becomes infinite, what is too small nothing."""
+    value = _number(content, name)
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(math.inf if abs(value) > 1e300 else value))

@@ -3,13 +3,14 @@
 import base64
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import MOST_BYTES
+from igpt_tf.limits import MOST_BYTES, MOST_PIXELS
 from igpt_tf.playground.app import create_app
 from igpt_tf.playground.backends import Local, Served
 from igpt_tf.serving.session import Session
@@ -59,8 +60,8 @@ def image():
     return np.random.default_rng(4).integers(0, 256, (HEIGHT, WIDTH, 3))
 
 
-def _wish(image, **changes) -> dict:
-    wish = {"image": _url(image), "num_given": WIDTH, "completions": 2, "seed": 3}
+def _wish(pixels, **changes) -> dict:
+    wish = {"image": _url(pixels), "num_given": WIDTH, "completions": 2, "seed": 3}
     return {**wish, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **changes}
 
 
@@ -158,10 +159,16 @@ def test_classes_come_with_names_and_probabilities_the_likeliest_first(folder, i
     assert sorted(one["name"] for one in found) == ["ant", "bee", "cow"]
 
 
-def _bomb() -> bytes:
+def _bomb(side: int) -> bytes:
+    """A small PNG file whose header, checksum and all, promises so many rows and columns."""
     content = bytearray(_png(np.zeros((8, 8, 3))))
-    content[16:24] = (2**15).to_bytes(4, "big") * 2
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return bytes(content)
+
+
+def _noise(side: int) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 256, (side, side, 3))
 
 
 @pytest.mark.parametrize(
@@ -169,8 +176,13 @@ def _bomb() -> bytes:
     [
         (b"", "PNG or JPEG"),
         (b"GIF89a, or so it says", "PNG or JPEG"),
-        (_bomb(), "pixels"),
-        (_png(np.zeros((99, 99, 3)))[:200], "corrupt"),
+        (_bomb(2**13), f"at most {MOST_PIXELS} pixels"),
+        (_bomb(2**15), f"at most {MOST_PIXELS} pixels"),
+        (_bomb(2**31 - 1), f"at most {MOST_PIXELS} pixels"),
+        (_bomb(2**12), "corrupt"),
+        (_png(_noise(99))[:200], "corrupt"),
+        (_png(_noise(99), "JPEG")[:200], "corrupt"),
+        (_png(_noise(99), "BMP"), "PNG or JPEG"),
         (_png(np.zeros((2, 2, 3))), "smaller"),
         (bytes(MOST_BYTES + 1), f"at most {MOST_BYTES} bytes"),
     ],
