@@ -17,7 +17,7 @@ from igpt_tf.objectives import objective_from_description
 from igpt_tf.report import percent, write_json
 from igpt_tf.training import running, strategies
 from igpt_tf.training.actions import Cadence
-from igpt_tf.training.classification import accuracy, ensemble_masks
+from igpt_tf.training.classification import ensemble_masks
 from igpt_tf.training.feeding import Feed
 from igpt_tf.training.trainer import StepOptions
 from igpt_tf.training.workdir import Workdir
@@ -123,8 +123,7 @@ def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: lis
     step = run.checkpoints.restore_best()
     splits = tuning.splits
     parts = {name: tuning.feed.evaluation(part) for name, part in splits if name != "train"}
-    classes = {name: run.scorer.classes(batches) for name, batches in parts.items()}
-    nats = {name: run.scorer.nats_per_token(batches) for name, batches in parts.items()}
+    scores = {name: run.scorer.score(batches) for name, batches in parts.items()}
     if not folder.is_chief:
         return
     task = {
@@ -144,7 +143,7 @@ def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: lis
         data=source.description,
         class_names=names,
         step=step,
-        nats_per_token=nats["valid"],
+        nats_per_token=scores["valid"].nats_per_token,
     )
     result = {
         "saved_model": tuning.model.path,
@@ -154,14 +153,14 @@ def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: lis
         "measured_on": splits.measured_on,
         "step": step,
         **task,
-        "accuracy": {name: accuracy(confusion) for name, (confusion, _) in classes.items()},
-        "class_nats": {name: value for name, (_, value) in classes.items()},
-        "nats_per_token": nats,
+        "accuracy": {name: score.accuracy for name, score in scores.items()},
+        "class_nats": {name: score.class_nats for name, score in scores.items()},
+        "nats_per_token": {name: score.nats_per_token for name, score in scores.items()},
         "search": rows,
         "parameters": classifier.count_params(),
         "export": f"export/{step}",
     }
-    _write_confusion(folder, result, classes[splits.measured_on][0], names)
+    _write_confusion(folder, result, scores[splits.measured_on].confusion, names)
     folder.write_result(result)
     print(f"{summary.of_finetune(result)}\nSavedModel: {folder.file('export', str(step))}")
 

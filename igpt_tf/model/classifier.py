@@ -60,9 +60,12 @@ class Classifier(keras.Model):
             most masks vote for, among equals the more probable).
         """
         if masks is None:
-            probabilities = ops.softmax(self(tokens))
-            return probabilities, ops.cast(ops.argmax(probabilities, axis=-1), "int32")
-        each = ops.stack([ops.softmax(self(tokens, self._spread(m, tokens))) for m in masks])
+            return self.decide(self(tokens)[None])
+        return self.decide(ops.stack([self(tokens, self._spread(m, tokens)) for m in masks]))
+
+    def decide(self, logits):
+        """`classify` from class logits float32[K,B,C], one of K passes each."""
+        each = ops.softmax(logits)
         votes = ops.one_hot(ops.argmax(each, axis=-1), self.num_classes, dtype="float32")
         probabilities = ops.mean(each, axis=0)
         # Votes are whole numbers: half a probability decides between equals only.

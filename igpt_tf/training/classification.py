@@ -1,5 +1,6 @@
 """How well a classifier in training does: confusion, accuracy, and keeping the best."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import keras
@@ -13,6 +14,7 @@ from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
 
 _MASK_SEED = 2020
+_NOT_DRAWN = ("tokens", "images", "labels", "weight")
 
 
 def ensemble_masks(objective, number: int, image_size: tuple[int, int]) -> np.ndarray | None:
@@ -38,6 +40,26 @@ def ensemble_masks(objective, number: int, image_size: tuple[int, int]) -> np.nd
     return draws["masked"].numpy() if "masked" in draws else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How a classifier does on labelled images.
+
+    Attributes:
+        confusion: int64[C,C], rows the labels and columns the decisions.
+        class_nats: Mean cross-entropy of the labels.
+        nats_per_token: The generative loss, which fine-tuning moves.
+    """
+
+    confusion: np.ndarray
+    class_nats: float
+    nats_per_token: float
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right decisions."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+
 class Scorer:
     """Judges the classifier that a trainer trains, on labelled batches with weights.
 
@@ -49,28 +71,19 @@ class Scorer:
     def __init__(self, trainer: Trainer, masks: np.ndarray | None):
         self._trainer = trainer
         self._masks = masks
-        self._classes = self._summed(self._replica_classes)
-        self._nats = self._summed(self._replica_nats)
+        self._step = self._summed(self._replica_scores)
 
-    def classes(self, batches: Iterable[dict]) -> tuple[np.ndarray, float]:
-        """Compares decisions with labels.
-
-        Returns:
-            (confusion int64[C,C], rows the labels and columns the decisions; class_nats, the mean
-            cross-entropy of the labels).
+    def score(self, batches: Iterable[dict]) -> Scores:
+        """Compares decisions with labels, predicted tokens with the images'.
 
         Raises:
             InputError: The head has not been trained: its decisions would mean nothing.
         """
         if not np.any(keras.ops.convert_to_numpy(self._trainer.model.head)):
             raise InputError("the classification head is untrained, so it decides nothing")
-        confusion, nats = _total(self._classes, batches)
-        return np.rint(confusion).astype("int64"), float(nats / confusion.sum())
-
-    def nats_per_token(self, batches: Iterable[dict]) -> float:
-        """The generative loss, which fine-tuning moves."""
-        nats, count = _total(self._nats, batches)
-        return float(nats / count)
+        confusion, class_nats, nats = _total(self._step, batches)
+        count = confusion.sum()
+        return Scores(np.rint(confusion).astype("int64"), class_nats / count, nats / count)
 
     def _summed(self, replica: Callable[[dict], tuple]) -> Callable[[dict], tuple]:
         """`replica` on every replica, the results added up."""
@@ -83,27 +96,29 @@ class Scorer:
 
         return step
 
-    def _replica_classes(self, batch):
+    def _replica_scores(self, batch):
+        """(confusion float32[C,C], nats of the labels float32[], generative loss float32[])."""
         labels, weight = batch["labels"], batch["weight"]
         num_classes = self._trainer.model.num_classes
-        probabilities, decided = self._trainer.model.classify(
-            self._trainer.tokens(batch), self._masks
-        )
+        probabilities, decided, nats = self._decided(batch)
         confusion = tf.matmul(
             tf.one_hot(labels, num_classes) * weight[:, None],
             tf.one_hot(decided, num_classes),
             transpose_a=True,
         )
-        nats = class_nats(tf.math.log(tf.maximum(probabilities, 1e-30)), labels)
-        return confusion, tf.reduce_sum(nats * weight)
+        label_nats = class_nats(tf.math.log(tf.maximum(probabilities, 1e-30)), labels)
+        return confusion, tf.reduce_sum(label_nats * weight), tf.reduce_sum(nats * weight)
 
-    def _replica_nats(self, batch):
-        weight = batch["weight"]
-        unused = ("tokens", "images", "labels", "weight")
-        draws = {key: batch[key] for key in batch if key not in unused}
-        generative, network = self._trainer.objective.generative, self._trainer.model.network
-        nats = generative(network, self._trainer.tokens(batch), **draws)
-        return tf.reduce_sum(nats * weight), tf.reduce_sum(weight)
+    def _decided(self, batch):
+        """(probabilities float32[B,C], labels int32[B], generative loss float32[B])."""
+        model, generative = self._trainer.model, self._trainer.objective.generative
+        tokens = self._trainer.tokens(batch)
+        if self._masks is None:  # one pass for all
+            h, logits = model.hidden_and_classes(tokens)
+            nats = generative.nats(model.network.token_logits(h), tokens)
+            return *model.decide(logits[None]), nats
+        draws = {key: batch[key] for key in batch if key not in _NOT_DRAWN}
+        return *model.classify(tokens, self._masks), generative(model.network, tokens, **draws)
 
 
 def _total(step: Callable[[dict], tuple], batches: Iterable[dict]) -> list[np.ndarray]:
@@ -113,11 +128,6 @@ def _total(step: Callable[[dict], tuple], batches: Iterable[dict]) -> list[np.nd
         parts = [part.numpy().astype("float64") for part in step(batch)]
         totals = parts if totals is None else [a + b for a, b in zip(totals, parts, strict=True)]
     return totals
-
-
-def accuracy(confusion: np.ndarray) -> float:
-    """The share on the diagonal of int64[C,C]."""
-    return float(np.trace(confusion) / confusion.sum())
 
 
 class EvaluateClasses:
@@ -143,7 +153,12 @@ class EvaluateClasses:
         self._summaries = summaries
 
     def __call__(self, step: int) -> None:
-        confusion, nats = self._scorer.classes(self._batches)
-        share = accuracy(confusion)
-        self._summaries.scalars(step, "valid", accuracy=share, class_nats=nats)
-        self._checkpoints.note_heldout(step, 1 - share)
+        scores = self._scorer.score(self._batches)
+        self._summaries.scalars(
+            step,
+            "valid",
+            accuracy=scores.accuracy,
+            class_nats=scores.class_nats,
+            nats_per_token=scores.nats_per_token,
+        )
+        self._checkpoints.note_heldout(step, 1 - scores.accuracy)

@@ -151,15 +151,15 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_weights(
     saved_model, tuned, tmp_path, monkeypatch, fatal
 ):
     # Evaluations 1 and 2 are of the first trial, 3 and 4 of the second, 5 to 12 of the run.
-    calls, classes = [], Scorer.classes
+    calls, score = [], Scorer.score
 
     def dying(self, batches):
         calls.append(1)
         if len(calls) == fatal:
             raise SystemExit(137)
-        return classes(self, batches)
+        return score(self, batches)
 
-    monkeypatch.setattr(Scorer, "classes", dying)
+    monkeypatch.setattr(Scorer, "score", dying)
     with pytest.raises(SystemExit):
         run(saved_model, tmp_path, *STEPS)
     gc.collect()  # as the end of the process would drop its lock

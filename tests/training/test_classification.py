@@ -9,7 +9,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint, Masked
 from igpt_tf.palette import Palette
-from igpt_tf.training.classification import Scorer, accuracy, ensemble_masks
+from igpt_tf.training.classification import Scorer, ensemble_masks
 from igpt_tf.training.trainer import Trainer
 
 PALETTE = Palette.grey(7)
@@ -77,8 +77,11 @@ def test_training_learns_the_classes_and_moves_the_token_predictions_only_if_ask
     for step in range(100):
         joint.train_step(batch_of(joint.objective, step))
     scorer = Scorer(joint, ensemble_masks(generative, 3, (4, 4)))
-    confusion, class_nats = scorer.classes([{**batch, "weight": tf.ones(8)}])
-    assert accuracy(confusion) > 0.8 and class_nats < 0.7 * np.log(3)
+    scores = scorer.score([{**batch, "weight": tf.ones(8)}])
+    assert scores.accuracy > 0.8 and scores.class_nats < 0.7 * np.log(3)
+    draws = {key: value for key, value in batch.items() if key == "masked"}
+    nats = np.mean(generative(joint.model.network, TOKENS, **draws))
+    assert scores.nats_per_token == pytest.approx(nats, rel=1e-5)
     moved = np.any(joint.model.network.output_embedding.numpy() != before)
     assert moved == bool(weight)
 
@@ -87,14 +90,14 @@ def test_an_untrained_head_is_not_judged():
     joint = Joint(Autoregressive())
     batch = {**batch_of(joint), "weight": tf.ones(8)}
     with pytest.raises(InputError, match="untrained"):
-        Scorer(trainer(joint), None).classes([batch])
+        Scorer(trainer(joint), None).score([batch])
 
 
 def test_every_image_counts_once_and_padding_does_not():
     joint = Joint(Autoregressive())
     scorer = Scorer(trainer(joint, head=True), None)
     weights = tf.constant([1.0] * 5 + [0.0] * 3)
-    confusion, _ = scorer.classes([{**batch_of(joint), "weight": weights}] * 2)
+    confusion = scorer.score([{**batch_of(joint), "weight": weights}] * 2).confusion
     np.testing.assert_array_equal(confusion.sum(axis=1), 2 * np.bincount(LABELS[:5], minlength=3))
 
 
