@@ -6,6 +6,9 @@ python -m tools.playground --server=HOST:PORT [--model=igpt] [--saved_model=DIR]
 The second form asks TensorFlow Serving over REST; --saved_model then only names classes and step.
 """
 
+import logging
+import socket
+
 from absl import flags
 
 from igpt_tf import exported, program
@@ -17,7 +20,7 @@ flags.DEFINE_integer("port", 8008, "Port to listen on; 0 for any free one.", 0, 
 flags.DEFINE_string("server", None, "HOST:PORT of TensorFlow Serving's REST interface.")
 flags.DEFINE_string("model", "igpt", "The model's name at that server.")
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
+_LOCAL = ["127.0.0.1", "localhost", "[::1]"]  # as browsers write them
 
 
 def main() -> None:
@@ -25,15 +28,43 @@ def main() -> None:
     flag = flags.FLAGS
     if not flag.server:
         program.require_flags("saved_model")
-    program.import_tensorflow()
+    with _door() as door:  # first: it is no use to read a model if the port is taken
+        program.import_tensorflow()
+        server = _server(door)
+        print(f"http://{_host()}:{server.port}/  (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+    raise KeyboardInterrupt  # which Werkzeug keeps to itself
+
+
+def _host() -> str:
+    host = flags.FLAGS.host
+    return f"[{host}]" if ":" in host else host
+
+
+def _door() -> socket.socket:
+    """Listens. Raises: InputError: the port is taken, or the host not of this machine."""
+    flag = flags.FLAGS
+    family = socket.AF_INET6 if ":" in flag.host else socket.AF_INET
+    try:
+        return socket.create_server((flag.host, flag.port), family=family)
+    except OSError as error:
+        reason = error.strerror.split(" (")[0]
+        raise InputError(
+            f"cannot listen there ({reason}); choose another --host or --port. "
+            f"Received: host={flag.host}, port={flag.port}"
+        ) from None
+
+
+def _server(door: socket.socket):
+    """Of the page, with a thread for each request. Raises: InputError: there is no such model."""
+    from werkzeug.serving import make_server
+
     from igpt_tf.playground.app import create_app
 
-    hosts = [*_LOCAL[:2], "[::1]"] if flag.host in _LOCAL else None
-    server = _listen(create_app(_backend(), hosts))
-    host = f"[{flag.host}]" if ":" in flag.host else flag.host
-    print(f"http://{host}:{server.port}/  (Ctrl-C ends it)", flush=True)
-    server.serve_forever()
-    raise KeyboardInterrupt  # which Werkzeug keeps to itself
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    host, port, *_ = door.getsockname()
+    hosts = _LOCAL if _host() in _LOCAL else None
+    return make_server(host, port, create_app(_backend(), hosts), threaded=True, fd=door.fileno())
 
 
 def _backend():
@@ -49,26 +80,6 @@ def _backend():
     if flag.saved_model:
         metadata = exported.read_metadata(exported.find(flag.saved_model))
     return Served(Rest(Address(flag.server, flag.model)), flag.server, metadata)
-
-
-def _listen(app):
-    """A server with a thread for each request. Raises: InputError: the port is taken."""
-    import logging
-    import socket
-
-    from werkzeug.serving import make_server
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    flag = flags.FLAGS
-    family = socket.AF_INET6 if ":" in flag.host else socket.AF_INET
-    try:
-        door = socket.create_server((flag.host, flag.port), family=family)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen there ({error.strerror}); choose another --port. "
-            f"Received: host={flag.host}, port={flag.port}"
-        ) from None
-    return make_server(flag.host, door.getsockname()[1], app, threaded=True, fd=door.detach())
 
 
 if __name__ == "__main__":

@@ -69,10 +69,10 @@ class Served:
         self.where, self.metadata = f"the server at {where}", metadata or {}
         self.signature_names = list(self._signatures)
         try:
-            _, *sizes, _ = self._signature("encode").inputs["images"].shape
-        except (KeyError, ValueError):
+            _, height, width, _ = self._signatures["encode"].inputs["images"].shape
+        except (KeyError, TypeError, ValueError):
             raise InputError(f"the served model is not one of ours. Received: {where=}") from None
-        self.image_size = tuple(sizes)
+        self.image_size = height, width
 
     def ask(self, name: str, **inputs) -> dict[str, np.ndarray]:
         """See `Backend`."""

@@ -2,19 +2,19 @@
 
 import base64
 import io
-import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_tf.errors import InputError
 from igpt_tf.limits import MOST_BYTES, MOST_PIXELS
 from igpt_tf.playground.app import create_app
 from igpt_tf.playground.backends import Local, Served
-from igpt_tf.serving.session import Session
-from tests.serving import exported
+from igpt_tf.serving.addresses import Address
+from igpt_tf.serving.rest import Rest
+from tests.serving import exported, standin
 
 HEIGHT, WIDTH = exported.SIZES["image_size"]
 PREFIX = "data:image/png;base64,"
@@ -201,19 +201,27 @@ def test_what_is_no_image_or_too_much_of_one_is_refused(page, content, said):
         {"completions": 17},
         {"completions": True},
         {"seed": 2**31},
+        {"seed": -(2**31) - 1},
         {"seed": None},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"temperature": 0},
         {"temperature": "hot"},
+        {"temperature": 10**400},
+        {"temperature": 1e39},
+        {"temperature": 1e-50},
         {"top_k": -1},
         {"top_p": 0},
         {"top_p": 1.01},
+        {"top_p": float("nan")},
+        {"top_p": 1e-50},
         {"image": "data:image/png;base64,!"},
+        {"image": "data:image/png;base64,ä"},
         {"image": "https://example.org/cat.png"},
         {"image": None},
         {"hidden": [0, 1]},
         {"hidden": [2] * (HEIGHT * WIDTH)},
+        {"hidden": [[0]] * (HEIGHT * WIDTH)},
     ],
 )
 def test_an_absurd_wish_is_refused_by_name(page, image, changes):
@@ -221,49 +229,63 @@ def test_an_absurd_wish_is_refused_by_name(page, image, changes):
     assert next(iter(changes)) in said
 
 
-@pytest.mark.parametrize("body", ["{", "[]", "null", '"x"', "7"])
+# What is no JSON, no object, or too much for Python's reader.
+_BODIES = ["", "{", "[]", "null", '"x"', "7", b"\xff", "[" * 10**5, '{"seed":' + "1" * 9999 + "}"]
+
+
+@pytest.mark.parametrize("body", _BODIES, ids=range(len(_BODIES)))
 def test_what_is_not_a_json_object_is_refused(page, body):
     for path in ("/complete", "/score", "/classify"):
         _refusal(page.post(path, data=body, content_type="application/json"))
     _refusal(page.post("/complete", data=body))
 
 
-def test_a_page_of_this_machine_is_not_lent_to_other_names(backend):
-    client = create_app(backend, ["127.0.0.1"]).test_client()
-    assert client.get("/about", headers={"Host": "127.0.0.1:8008"}).status_code == 200
-    assert _refusal(client.get("/about", headers={"Host": "evil.example"}))
+def test_any_seed_of_the_models_is_painted(page, image):
+    for seed in (-(2**31), -1, 2**31 - 1):
+        assert len(_answer(page.post("/complete", json=_wish(image, seed=seed)))["images"]) == 2
 
 
-class _Wire:
-    """A `Transport` to a SavedModel loaded as TensorFlow Serving loads it, through JSON's types."""
-
-    def __init__(self, path):
-        self._session = Session(path)
-
-    def signatures(self):
-        return self._session.signatures
-
-    def predict(self, name, signature, inputs):
-        values = json.loads(json.dumps({key: array.tolist() for key, array in inputs.items()}))
-        infos = signature.inputs
-        arrays = {key: np.asarray(value, infos[key].dtype) for key, value in values.items()}
-        return self._session.run(name, arrays)
+@pytest.mark.parametrize("path", ["/", "/about", "/page/page.js"])
+def test_a_page_of_this_machine_is_not_lent_to_other_names(backend, path):
+    client = create_app(backend, ["127.0.0.1", "[::1]"]).test_client()
+    for host in ("127.0.0.1:8008", "127.0.0.1", "[::1]:8008"):
+        assert client.get(path, headers={"Host": host}).status_code == 200
+    for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:127.0.0.1", "", "a b"):
+        assert "answers to 127.0.0.1" in _refusal(client.get(path, headers={"Host": host}))
 
 
-def test_a_server_in_the_models_place_gives_the_same_answers(backend, page, image):
-    served = create_app(Served(_Wire(backend.where), "host:8501")).test_client()
-    assert _answer(served.get("/about"))["where"] == "the server at host:8501"
+@pytest.fixture
+def served_page(backend):
+    """The page over the same model behind a server."""
+    with standin.rest(standin.Served(backend.where)) as address:
+        transport = Rest(Address(address, standin.MODEL))
+        yield create_app(Served(transport, address)).test_client()
+
+
+def test_a_server_in_the_models_place_gives_the_same_answers(page, served_page, image):
+    assert _answer(served_page.get("/about"))["where"].startswith("the server at 127.0.0.1:")
     for path, content in (("/complete", _wish(image)), ("/score", {"image": _url(image)})):
-        mine, theirs = (_answer(one.post(path, json=content)) for one in (page, served))
-        for answer in (mine, theirs):
-            answer.pop("seconds", None)
+        mine, theirs = (_answer(one.post(path, json=content)) for one in (page, served_page))
         assert mine.keys() == theirs.keys()
         if path == "/complete":
-            assert mine == theirs
+            assert mine["images"] == theirs["images"]
         else:
             np.testing.assert_allclose(mine["surprise"], theirs["surprise"], atol=2e-4)
 
 
-def test_a_signature_the_server_lacks_is_named(backend):
-    with pytest.raises(InputError, match="Received: signature=classify"):
-        Served(_Wire(backend.where), "host:8501").ask("classify", images=np.zeros((1, 4, 6, 3)))
+def test_a_signature_the_server_lacks_is_named(served_page, image):
+    assert "signature=classify" in _refusal(
+        served_page.post("/classify", json={"image": _url(image)})
+    )
+
+
+def test_questions_at_once_are_all_answered_as_each_alone(page, image):
+    wishes = [_wish(image, seed=seed) for seed in range(4)]
+    alone = [_answer(page.post("/complete", json=wish))["images"] for wish in wishes]
+    with ThreadPoolExecutor(4) as pool:
+        clients = [page.application.test_client() for _ in wishes]
+        posts = [
+            pool.submit(one.post, "/complete", json=wish)
+            for one, wish in zip(clients, wishes, strict=True)
+        ]
+        assert [_answer(post.result())["images"] for post in posts] == alone

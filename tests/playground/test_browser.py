@@ -14,15 +14,25 @@ from igpt_tf.playground.app import create_app
 from igpt_tf.playground.backends import Local
 from tests.serving import exported
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: make browser")
+webdriver = pytest.importorskip(
+    "selenium.webdriver", reason="no selenium: pip install -r requirements-dev.txt"
+)
 
 HEIGHT, WIDTH = exported.SIZES["image_size"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 
-_ARGUMENTS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync
-    --window-size=1200,900""".split()
+_ARGUMENTS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+]
 
 pytestmark = [
     pytest.mark.browser,
@@ -129,11 +139,48 @@ def test_a_click_completes_an_uploaded_image_and_keeps_the_given_pixels(browser,
     assert serious == []
 
 
+# Notes when each row of a picture is drawn.
+_WATCH = """
+    window.drawn = [];
+    const draw = CanvasRenderingContext2D.prototype.drawImage;
+    CanvasRenderingContext2D.prototype.drawImage = function (...all) {
+      if (all.length === 9) window.drawn.push([all[6], performance.now()]);
+      return draw.apply(this, all);
+    };"""
+
+
+def test_a_picture_is_painted_row_by_row_after_what_is_given(browser, servers):
+    _open(browser, servers["causal"])
+    browser.execute_script(_WATCH)
+    _set(browser, "given", 1)
+    _set(browser, "completions", 1)
+    _complete(browser)
+    rows, times = zip(*browser.execute_script("return window.drawn"), strict=True)
+    assert list(rows) == list(range(HEIGHT))
+    assert times[1] - times[0] < 100 < min(np.diff(times[1:]))  # milliseconds
+    marked = browser.find_element("css selector", ".picture").get_attribute("style")
+    assert f"--given: {1 / HEIGHT}" in marked and _find(browser, "legend").is_displayed()
+
+
 def test_the_surprise_map_is_drawn(browser, servers):
     _open(browser, servers["causal"])
     _find(browser, "score").click()
     _wait(browser, lambda: "nats" in _find(browser, "surprise-text").text)
     assert len(np.unique(_canvas(browser, "#map").reshape(-1, 3), axis=0)) > 3
+    webdriver.ActionChains(browser).move_to_element(_find(browser, "map")).perform()
+    assert f"Row {HEIGHT // 2 + 1}, column {WIDTH // 2 + 1}: " in _find(browser, "pixel-text").text
+
+
+def test_the_surprise_of_an_image_that_has_changed_since_is_dimmed(browser, servers):
+    _open(browser, servers["causal"])
+    surprise = _find(browser, "surprise")
+    _find(browser, "score").click()
+    _wait(browser, surprise.is_displayed)
+    assert "stale" not in surprise.get_attribute("class")
+    webdriver.ActionChains(browser).move_to_element(_find(browser, "canvas")).click().perform()
+    assert "stale" in surprise.get_attribute("class")
+    _find(browser, "score").click()
+    _wait(browser, lambda: "stale" not in surprise.get_attribute("class"))
 
 
 def test_the_keyboard_paints_a_pixel_and_presses_the_button(browser, servers):
@@ -153,9 +200,36 @@ def test_a_mistake_is_shown_in_one_line(browser, servers, tmp_path):
     _set(browser, "completions", 99)
     _find(browser, "complete").click()
     _wait(browser, lambda: "completions must be 1 to 16" in _find(browser, "error").text)
+    wrong = browser.find_elements("css selector", "[aria-invalid=true]")
+    assert [one.get_attribute("id") for one in wrong] == ["completions"]
     (tmp_path / "not.png").write_text("an image?")
     _find(browser, "file").send_keys(str(tmp_path / "not.png"))
     _wait(browser, lambda: "PNG or JPEG" in _find(browser, "error").text)
+    assert not browser.find_elements("css selector", "[aria-invalid=true]")
+
+
+def test_a_program_that_has_ended_is_missed_in_one_line(browser, servers):
+    _open(browser, servers["causal"])
+    browser.execute_script("window.fetch = () => Promise.reject(new TypeError('refused'))")
+    _find(browser, "complete").click()
+    _wait(browser, lambda: "is it still running?" in _find(browser, "error").text)
+    assert _find(browser, "complete").is_enabled()
+
+
+def test_a_file_dropped_on_the_easel_is_shown(browser, servers):
+    _open(browser, servers["causal"])
+    image = np.random.default_rng(9).integers(0, 256, (HEIGHT, WIDTH, 3)).astype("uint8")
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    browser.execute_script(
+        """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([bytes], "dropped.png"));
+        easel.canvas.dispatchEvent(new DragEvent("drop", { dataTransfer }));""",
+        base64.b64encode(content.getvalue()).decode(),
+    )
+    _wait(browser, lambda: "dropped.png" in _find(browser, "status").text)
+    assert np.any(_canvas(browser, "#canvas"))
 
 
 def test_a_masked_model_fills_in_what_the_brush_hides(browser, servers, tmp_path):

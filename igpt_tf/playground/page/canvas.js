@@ -23,10 +23,12 @@ class Easel {
     this.pen.fillRect(0, 0, this.width, this.height);
     this.hidden.fill(0);
     this.cover();
+    this.onChange();
   }
 
   async show(url) {
     this.pen.drawImage(await loaded(url), 0, 0);
+    this.cover();
     this.onChange();
   }
 

@@ -23,22 +23,33 @@ async function ask(path, body, type = "application/json") {
 
 // Runs an action with the buttons at rest, and shows what went wrong.
 async function busy(said, action) {
-  $("error").textContent = "";
+  complain("");
   const started = Date.now();
   const tick = () => ($("status").textContent = `${said} … ${Math.round((Date.now() - started) / 1000)} s`);
   tick();
   const clock = setInterval(tick, 1000);
-  document.querySelectorAll("button").forEach((button) => (button.disabled = true));
+  rest(true);
   try {
     $("status").textContent = await action(() => clearInterval(clock));
   } catch (error) {
     $("status").textContent = "";
-    $("error").textContent = error.message;
+    complain(error.message);
   } finally {
     clearInterval(clock);
-    document.querySelectorAll("button").forEach((button) => (button.disabled = false));
-    $("complete").disabled = !about.paints;
+    rest(false);
   }
+}
+
+function rest(is) {
+  document.querySelectorAll("button, #file").forEach((control) => (control.disabled = is));
+  $("complete").disabled = is || !about.paints;
+}
+
+// Shows what went wrong, at the control whose name it starts with as well.
+function complain(said) {
+  $("error").textContent = said;
+  document.querySelectorAll("main input").forEach((input) =>
+    input.setAttribute("aria-invalid", input.id !== "" && input.id === said.split(" ")[0]));
 }
 
 function wish() {
@@ -72,9 +83,12 @@ function complete() {
 async function replay(urls, asked) {
   const images = await Promise.all(urls.map(loaded));
   const origin = await loaded(asked.image);
-  const frames = images.map((image, i) => frame(asked.seed + i, image));
+  const first = asked.hidden ? 0 : asked.num_given / easel.width;
+  const frames = images.map((image, i) => frame(asked.seed + i, image, first));
   $("pictures").replaceChildren(...frames.map((one) => one.figure));
-  const first = asked.hidden ? 0 : Math.floor(asked.num_given / easel.width);
+  $("painted").hidden = false;
+  $("legend").hidden = first === 0;
+  reveal($("painted"));
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const pause = calm ? 0 : ROW_MILLISECONDS / Math.max(easel.height - first, 1);
   if (asked.hidden) frames.forEach(({ pen }) => pen.drawImage(origin, 0, 0));
@@ -85,8 +99,12 @@ async function replay(urls, asked) {
   }
 }
 
-// A picture that fills up, with its seed and a way to go on from it.
-function frame(seed, image) {
+function reveal(element) {
+  element.scrollIntoView({ block: "nearest" });
+}
+
+// A picture that fills up, its given rows marked, with its seed and a way to go on from it.
+function frame(seed, image, given) {
   const figure = document.createElement("figure");
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [easel.width, easel.height];
@@ -99,7 +117,11 @@ function frame(seed, image) {
   use.setAttribute("aria-label", `Use the picture of seed ${seed} as the image`);
   use.addEventListener("click", () => easel.show(image.src));
   caption.append(`seed ${seed}`, use);
-  figure.append(canvas, caption);
+  const picture = document.createElement("div");
+  picture.className = "picture";
+  picture.style.setProperty("--given", given / easel.height);
+  picture.append(canvas);
+  figure.append(picture, caption);
   return { figure, pen: canvas.getContext("2d") };
 }
 
@@ -108,10 +130,21 @@ function score() {
     const answer = await ask("/score", JSON.stringify({ image: easel.url() }));
     drawSurprise(answer.surprise);
     $("surprise-text").textContent = `Surprise: ${answer.nats_per_token.toFixed(3)} nats per pixel`;
-    $("surprise").hidden = false;
-    $("hint").hidden = true;
+    show($("surprise"));
     return "Scored: bright pixels surprised the model.";
   });
+}
+
+// An answer about the image as it is now; `outdate` dims it once the image changes.
+function show(figure) {
+  figure.hidden = false;
+  figure.classList.remove("stale");
+  $("hint").hidden = true;
+  reveal(figure);
+}
+
+function outdate() {
+  for (const id of ["surprise", "classes"]) $(id).classList.add("stale");
 }
 
 function drawSurprise(rows) {
@@ -122,7 +155,13 @@ function drawSurprise(rows) {
   const pixels = pen.createImageData(easel.width, easel.height);
   rows.flat().forEach((nats, i) => pixels.data.set([...warm(nats / most), 255], 4 * i));
   pen.putImageData(pixels, 0, 0);
-  $("scale-text").textContent = `0 to ${most.toFixed(2)} nats`;
+  $("scale-text").textContent = `${most.toFixed(2)} nats`;
+  map.onpointermove = map.onpointerdown = (event) => {
+    const row = Math.min(Math.floor((event.offsetY / map.clientHeight) * easel.height), easel.height - 1);
+    const column = Math.min(Math.floor((event.offsetX / map.clientWidth) * easel.width), easel.width - 1);
+    const nats = rows[Math.max(row, 0)][Math.max(column, 0)];
+    $("pixel-text").textContent = `Row ${row + 1}, column ${column + 1}: ${nats.toFixed(2)} nats`;
+  };
 }
 
 function warm(share) {
@@ -135,8 +174,7 @@ function classify() {
   return busy("Classifying", async () => {
     const answer = await ask("/classify", JSON.stringify({ image: easel.url() }));
     $("classes").querySelector("tbody").replaceChildren(...answer.classes.slice(0, 10).map(classRow));
-    $("classes").hidden = false;
-    $("hint").hidden = true;
+    show($("classes"));
     return `Most likely: ${answer.classes[0].name}.`;
   });
 }
@@ -152,9 +190,8 @@ function classRow({ name, probability }) {
   return row;
 }
 
-function upload() {
-  const file = $("file").files[0];
-  if (!file) return;
+function upload(file) {
+  if (!file || $("file").disabled) return;
   busy("Shrinking", async () => {
     $("file").value = "";
     if (file.size > about.most_bytes) throw new Error(`an upload must have at most ${about.most_bytes} bytes`);
@@ -199,14 +236,19 @@ function chooseGiven(rows) {
 async function start() {
   about = await ask("/about");
   const [height, width] = about.image_size;
-  easel = new Easel($("canvas"), $("veil"), height, width, () => easel.cover());
+  easel = new Easel($("canvas"), $("veil"), height, width, outdate);
   introduce();
   $("given").max = height;
   $("given").value = Math.ceil(height / 2);
   follow("given", chooseGiven);
   follow("temperature", (value) => value.toFixed(2));
   follow("top_p", (value) => value.toFixed(2));
-  $("file").addEventListener("change", upload);
+  $("file").addEventListener("change", () => upload($("file").files[0]));
+  $("canvas").addEventListener("dragover", (event) => event.preventDefault());
+  $("canvas").addEventListener("drop", (event) => {
+    event.preventDefault();
+    upload(event.dataTransfer.files[0]);
+  });
   $("clear").addEventListener("click", () => easel.clear());
   $("colour").addEventListener("input", (event) => (easel.colour = event.target.value));
   $("brushes").addEventListener("change", (event) => (easel.brush = event.target.value));
@@ -220,4 +262,4 @@ async function start() {
   document.body.dataset.ready = "yes";
 }
 
-start().catch((error) => ($("error").textContent = error.message));
+start().catch((error) => complain(error.message));

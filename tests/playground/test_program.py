@@ -1,0 +1,154 @@
+"""Claims about the program: where it listens, whom it asks, and how it ends."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+from absl import flags
+
+from igpt_tf.errors import InputError
+from igpt_tf.playground.backends import Local, Served
+from igpt_tf.serving.addresses import Address
+from igpt_tf.serving.rest import Rest
+from igpt_tf.serving.session import Signature, TensorInfo
+from tests.serving import exported, standin
+from tools import playground
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    return exported.write(tmp_path_factory.mktemp("models") / "causal")
+
+
+@pytest.fixture(scope="module")
+def served(saved_model):
+    return standin.Served(saved_model)
+
+
+@contextlib.contextmanager
+def _started(*arguments):
+    """The running program and the page's address; SIGKILL if the test leaves it running."""
+    command = [sys.executable, "-m", "tools.playground", "--port=0", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell's background jobs, this test perhaps among them, pass on that they ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        yield process, re.match(r"(http://127\.0\.0\.1:\d+/) ", process.stdout.readline())[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_ends_it_with_130_and_no_traceback(served):
+    with standin.rest(served) as address, _started(f"--server={address}") as (process, url):
+        with urllib.request.urlopen(url + "about") as response:
+            assert json.load(response)["where"] == f"the server at {address}"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == ""
+
+
+def _refused(monkeypatch, *arguments) -> str:
+    """What `main` says of these flags, as `program.run` prints it before it exits with 2."""
+    values = flags.FLAGS.flag_values_dict()
+    flags.FLAGS(["playground", *arguments])
+    monkeypatch.setattr(playground.program, "import_tensorflow", lambda: None)
+    try:
+        with pytest.raises(InputError) as refusal:
+            playground.main()
+    finally:
+        flags.FLAGS.unparse_flags()
+        for name in ("saved_model", "server", "host", "port"):
+            flags.FLAGS[name].value = values[name]
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_a_port_that_is_taken_is_named(saved_model, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = _refused(monkeypatch, f"--saved_model={saved_model}", f"--port={port}")
+    assert "Address already in use); choose another --host or --port" in said and f"port={port}" in said
+
+
+def test_a_host_that_is_not_of_this_machine_is_named(saved_model, monkeypatch):
+    said = _refused(monkeypatch, f"--saved_model={saved_model}", "--host=192.0.2.1")
+    assert "cannot listen there" in said and "host=192.0.2.1" in said
+
+
+def test_neither_model_nor_server_is_refused(monkeypatch):
+    assert "--saved_model is missing" in _refused(monkeypatch)
+
+
+def test_a_wrong_saved_model_is_refused(tmp_path, monkeypatch):
+    said = _refused(monkeypatch, f"--saved_model={tmp_path / 'none'}")
+    assert "does not exist" in said
+    (tmp_path / "other" / "assets").mkdir(parents=True)
+    (tmp_path / "other" / "saved_model.pb").write_bytes(b"no graph")
+    said = _refused(monkeypatch, f"--saved_model={tmp_path / 'other'}")
+    assert "not one of igpt_tf's" in said
+
+
+def test_a_damaged_saved_model_is_refused(tmp_path, monkeypatch):
+    path = exported.write(tmp_path / "damaged")
+    with open(os.path.join(path, "saved_model.pb"), "r+b") as file:
+        file.truncate(1000)
+    assert "damaged" in _refused(monkeypatch, f"--saved_model={path}")
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and listens not
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        said = _refused(monkeypatch, f"--server={address}")
+    assert "no answer from the server" in said and f"server={address}" in said
+
+
+class _Foreign:
+    """A transport to a model that is none of ours."""
+
+    def __init__(self, inputs):
+        self._inputs = inputs
+
+    def signatures(self):
+        return {"encode": Signature(self._inputs, {})}
+
+
+@pytest.mark.parametrize("shape", [None, (None, 8), (None, 8, 8, 8, 3)])
+@pytest.mark.parametrize("name", ["images", "x"])
+def test_a_served_model_of_others_is_refused(name, shape):
+    inputs = {name: TensorInfo("x:0", "uint8", shape)}
+    with pytest.raises(InputError, match="not one of ours"):
+        Served(_Foreign(inputs), "host:8501")
+
+
+def test_a_served_model_answers_as_the_same_model_here(saved_model, served):
+    here, image = Local(saved_model), np.random.default_rng(8).integers(0, 256, (2, 4, 6, 3))
+    choice = {"num_given": 8, "seed": 3, "temperature": 0.9, "top_k": 5, "top_p": 0.95}
+    with standin.rest(served) as address:
+        there = Served(Rest(Address(address, standin.MODEL)), address)
+        assert there.image_size == here.image_size
+        assert there.signature_names == [n for n in here.signature_names if n[0] != "_"]
+        mine, theirs = (one.ask("complete", images=image, **choice) for one in (here, there))
+        np.testing.assert_array_equal(mine["images"], theirs["images"])
+        mine, theirs = (one.ask("score", images=image) for one in (here, there))
+        np.testing.assert_allclose(mine["surprise"], theirs["surprise"], atol=2e-4)
+
+
+def test_a_server_that_goes_away_is_named(served):
+    with standin.rest(served) as address:
+        there = Served(Rest(Address(address, standin.MODEL)), address)
+    with pytest.raises(InputError, match="no answer from the server"):
+        there.ask("score", images=np.zeros((1, 4, 6, 3), "uint8"))
