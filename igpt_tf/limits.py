@@ -43,7 +43,7 @@ def given_pixels(num_given: str, image_size: tuple[int, int]) -> int:
     height, width = image_size
     try:
         rows = round(float(num_given) * height) if "." in num_given else int(num_given)
-    except ValueError:
+    except (ValueError, OverflowError):
         rows = -1
     if not 0 <= rows <= height:
         raise InputError(

@@ -103,7 +103,7 @@ def test_num_given_is_a_share_of_the_image_or_whole_rows():
     assert given_pixels("0.5", (8, 6)) == 24
     assert given_pixels("3", (8, 6)) == 18
     assert given_pixels("1.0", (8, 6)) == 48
-    for wrong in ("9", "1.5", "-1", "half"):
+    for wrong in ("9", "1.5", "-1", "half", "nan", "1.e400"):
         with pytest.raises(InputError, match="num_given"):
             given_pixels(wrong, (8, 6))
 

@@ -80,7 +80,7 @@ def test_a_port_that_is_taken_is_named(saved_model, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         said = _refused(monkeypatch, f"--saved_model={saved_model}", f"--port={port}")
-    assert "Address already in use); choose another --host or --port" in said and f"port={port}" in said
+    assert "Address already in use); choose another" in said and f"port={port}" in said
 
 
 def test_a_host_that_is_not_of_this_machine_is_named(saved_model, monkeypatch):
