@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.faults
 
-NUM_KILLS = 20
+NUM_KILLS = int(os.environ.get("IGPT_NUM_KILLS", "20"))
 NUM_STEPS = 300
 BINDINGS = (
     f"train.num_steps={NUM_STEPS}",
