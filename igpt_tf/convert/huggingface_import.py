@@ -1,6 +1,7 @@
 """A Hugging Face ImageGPT folder -> our network and palette. Needs no torch."""
 
 import json
+import math
 import os
 
 import numpy as np
@@ -85,12 +86,13 @@ class HuggingFaceFolder:
             size = {"height": size, "width": size}
         if not (isinstance(size, dict) and {"height", "width"} <= size.keys()):
             return inventory.square_image(sequence_length, self.folder)
-        if size["height"] * size["width"] != sequence_length:
+        sides = size["height"], size["width"]
+        if not all(isinstance(side, int) for side in sides) or math.prod(sides) != sequence_length:
             raise InputError(
                 f"{layout.PROCESSOR_FILE} and {layout.CONFIG_FILE} disagree on the number of "
                 f"pixels. Received: size={size}, n_positions={sequence_length}"
             )
-        return size["height"], size["width"]
+        return sides
 
     def _refuse_biases(self) -> None:
         """Our network has no biases, so it could not repeat what a non-zero one does."""
@@ -139,17 +141,22 @@ def _open(folder: str, name: str):
     """Opens a file of weights without reading them. Raises: InputError."""
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
-        raise InputError(
-            "the weights do not exist; a folder with pytorch_model.bin alone becomes one "
-            f"with {layout.WEIGHTS_FILE} by `from_pretrained` and `save_pretrained` of the "
-            f"transformers library. Received: {path}"
-        )
+        raise InputError(f"the weights do not exist; {_how_to_get(name)}. Received: {path}")
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"not a whole safetensors file ({error}); fetch it again. Received: {path}"
         ) from None
+
+
+def _how_to_get(name: str) -> str:
+    if name != layout.WEIGHTS_FILE:
+        return f"{_INDEX_FILE} names this file: fetch it too"
+    return (
+        f"a folder with pytorch_model.bin alone becomes one with {name} by `from_pretrained` and "
+        "`save_pretrained` of the transformers library"
+    )
 
 
 def _refuse_broken_promises(promised: dict[str, str], found: dict, folder: str) -> None:

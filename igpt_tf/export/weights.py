@@ -47,7 +47,7 @@ def _read(reader, name: str, path: str) -> np.ndarray:
         raise InputError(f"the SavedModel lacks the weight {name}. Received: path={path}")
     try:
         return reader.get_tensor(key)
-    except (RuntimeError, tf.errors.OpError):
+    except (RuntimeError, IndexError, tf.errors.OpError):
         raise InputError(
             f"the SavedModel's weight {name} is damaged. Received: path={path}"
         ) from None

@@ -124,7 +124,7 @@ def test_weights_in_several_files_are_read_through_their_index(folder):
     _write_index(folder, weight_map)
     assert_same_weights(HuggingFaceFolder(folder).load(), random_model())
     os.remove(f"{folder}/b.safetensors")
-    assert "b.safetensors" in _refusal(folder)
+    assert f"fetch it too. Received: {folder}/b.safetensors" in _refusal(folder)
 
 
 def test_an_index_that_names_tensors_no_file_holds_is_refused_by_their_names(folder):
@@ -264,6 +264,8 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path):
 
 def test_an_image_size_that_contradicts_the_context_is_refused(folder):
     _change_json(folder, "preprocessor_config.json", size={"height": 32, "width": 32})
+    assert "n_positions=16" in _refusal(folder)
+    _change_json(folder, "preprocessor_config.json", size={"height": None, "width": 4})
     assert "n_positions=16" in _refusal(folder)
 
 
