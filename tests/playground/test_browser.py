@@ -167,7 +167,9 @@ def test_the_surprise_map_is_drawn(browser, servers):
     _find(browser, "score").click()
     _wait(browser, lambda: "nats" in _find(browser, "surprise-text").text)
     assert len(np.unique(_canvas(browser, "#map").reshape(-1, 3), axis=0)) > 3
-    webdriver.ActionChains(browser).move_to_element(_find(browser, "map")).perform()
+    # 10 right of and below the corner where the four pixels in the middle meet.
+    corner = webdriver.ActionChains(browser).move_to_element_with_offset
+    corner(_find(browser, "map"), 10, 10).perform()
     assert f"Row {HEIGHT // 2 + 1}, column {WIDTH // 2 + 1}: " in _find(browser, "pixel-text").text
 
 
