@@ -23,8 +23,9 @@ flags.DEFINE_list("images", None, "Complete these files or folders, half given b
 flags.DEFINE_integer("completions", 4, "How many completions of each image.")
 flags.DEFINE_integer("batch_size", None, "Images at a time; without, what the memory allows.")
 flags.DEFINE_bool("animate", False, "Also write an animation of the pictures being painted.")
+flags.DEFINE_bool("jit_compile", False, "Compile with XLA: a slow start, then faster. For many.")
 
-_COMMON = ("num_images", "seed", "batch_size", "animate")
+_COMMON = ("num_images", "seed", "batch_size", "animate", "jit_compile")
 _CHOICE = ("temperature", "top_k", "top_p")
 
 

@@ -27,6 +27,7 @@ def write_samples(
     choice: painting.Choice,
     batch_size: int | None,
     animate: bool,
+    jit_compile: bool = False,
 ) -> str:
     """Writes `samples.png`, the single images and, if wanted, the animation.
 
@@ -38,6 +39,7 @@ def write_samples(
         choice: Of the pixels.
         batch_size: Images at a time; None for as many as the memory is good for.
         animate: Write the animation too: a GIF, or `.apng` where a GIF would lack colours.
+        jit_compile: Compile with XLA, which pays for many images.
 
     Returns:
         What was written, for people.
@@ -48,7 +50,8 @@ def write_samples(
     _check_positive(num_images=num_images, batch_size=batch_size)
     model = SavedModel(saved_model)
     size = _planned(model, batch_size, num_images)
-    painted = painting.sample(model, num_images, seed=seed, choice=choice, batch_size=size)
+    painter = painting.Compiled(model) if jit_compile else model
+    painted = painting.sample(painter, num_images, seed=seed, choice=choice, batch_size=size)
     return _written(workdir, "samples", painted, grid(painted), seed, 0, animate)
 
 
@@ -65,6 +68,7 @@ def write_completions(
     choice: painting.Choice,
     batch_size: int | None,
     animate: bool,
+    jit_compile: bool = False,
 ) -> str:
     """Writes `completions.png`, a row an image, the single images and, if wanted, the animation.
 
@@ -74,7 +78,8 @@ def write_completions(
         num_images: Images to complete at most.
         num_given: As text, see `limits.given_pixels`.
         completions: Of each image.
-        saved_model, workdir, seed, choice, batch_size, animate: As in `write_samples`.
+        saved_model, workdir, seed, choice, batch_size, animate, jit_compile: As in
+            `write_samples`.
 
     Raises:
         InputError: The images do not fit the model, or an argument is out of range.
@@ -85,7 +90,8 @@ def write_completions(
     originals = painting.originals(model, images, source, num_images)
     size = _planned(model, batch_size, len(originals) * completions)
     repeated = originals.repeat(completions, axis=0)
-    painted = painting.complete(model, repeated, given, seed=seed, choice=choice, batch_size=size)
+    painter = painting.Compiled(model) if jit_compile else model
+    painted = painting.complete(painter, repeated, given, seed=seed, choice=choice, batch_size=size)
     picture = completion_grid(originals, painted, given)
     return _written(workdir, "completions", painted, picture, seed, given, animate)
 

@@ -99,6 +99,17 @@ def test_a_completion_keeps_the_given_rows(model):
     assert (completed[:, 3:] != shown[:, 3:]).any()
 
 
+def test_compiled_by_xla_the_pictures_are_the_same(model):
+    compiled, originals = painting.Compiled(model), digits().valid.images[:3]
+    for painter in (model, compiled):
+        samples = painting.sample(painter, 3, seed=7, choice=CHOICE, batch_size=3)
+        completions = painting.complete(painter, originals, 40, seed=5, choice=CHOICE, batch_size=2)
+        if painter is model:
+            wanted = samples, completions
+    np.testing.assert_array_equal(samples, wanted[0])
+    np.testing.assert_array_equal(completions, wanted[1])
+
+
 def test_num_given_is_a_share_of_the_image_or_whole_rows():
     assert given_pixels("0.5", (8, 6)) == 24
     assert given_pixels("3", (8, 6)) == 18
