@@ -9,6 +9,8 @@ from absl import flags
 
 from igpt_tf.errors import InputError
 
+_RECIPES = os.path.join("gin", "tools")
+
 flags.DEFINE_multi_string("gin_file", [], "A gin file; may be repeated.")
 flags.DEFINE_multi_string(
     "gin_param", [], "A gin binding such as 'train.num_steps=100'; may be repeated."
@@ -35,6 +37,19 @@ def parse(gin_files: list[str], gin_params: list[str]) -> None:
         with _parsing(f"--gin_param={binding}"):
             gin.parse_config(binding)
     gin.finalize()
+
+
+def recipes(tool: str, data: dict | None, given: Sequence[str]) -> list[str]:
+    """The gin files of a tool: what all its runs have in common, then those `given`.
+
+    Args:
+        tool: Its name; its files are gin/tools/TOOL.gin and gin/tools/TOOL_DATA.gin.
+        data: Description of the data set the model was trained on, or None.
+        given: If none, the file for that data set is taken where there is one.
+    """
+    common = os.path.join(_RECIPES, f"{tool}.gin")
+    own = os.path.join(_RECIPES, f"{tool}_{data['name']}.gin") if data else ""
+    return [common, *(given or ([own] if os.path.exists(own) else []))]
 
 
 def refuse_unread_bindings() -> None:

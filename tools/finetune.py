@@ -9,8 +9,6 @@ the model's data set, or by the files given:
 The same command again resumes the run.
 """
 
-import os
-
 from absl import flags
 
 from igpt_tf import config, exported, program
@@ -18,8 +16,6 @@ from igpt_tf import config, exported, program
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
 flags.DEFINE_bool("from_scratch", False, "Fresh weights in the model's shape, for comparison.")
-
-RECIPES = os.path.join("gin", "tools")
 
 
 def main() -> None:
@@ -37,20 +33,8 @@ def main() -> None:
         f"finetune.saved_model = {saved_model!r}",
         f"finetune.from_scratch = {flag.from_scratch}",
     ]
-    config.parse([*recipes(data, flag.gin_file)], [*own, *flag.gin_param])
+    config.parse(config.recipes("finetune", data, flag.gin_file), [*own, *flag.gin_param])
     finetune(workdir=flag.workdir)
-
-
-def recipes(data: dict | None, given: list[str]) -> list[str]:
-    """The gin files to parse: what every fine-tuning has in common, then those `given`.
-
-    Args:
-        data: Description of the data set the model was trained on, or None.
-        given: If none, the file for that data set is taken where there is one.
-    """
-    common = os.path.join(RECIPES, "finetune.gin")
-    own = os.path.join(RECIPES, f"finetune_{data['name']}.gin") if data else ""
-    return [common, *(given or ([own] if os.path.exists(own) else []))]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from igpt_tf.config import recipes
 from tests.downstream.tiny import write_tiny
-from tools.finetune import recipes
 
 SHORT = ("finetune.learning_rates=[0.01]", "cadence.checkpoint_every=2", "cadence.evaluate_every=2")
 
@@ -56,9 +56,9 @@ def test_a_model_that_is_none_of_ours_is_refused_in_one_line(tmp_path):
 
 def test_the_recipe_is_that_of_the_models_data_unless_files_are_given():
     common = "gin/tools/finetune.gin"
-    assert recipes({"name": "digits"}, []) == [common, "gin/tools/finetune_digits.gin"]
-    assert recipes({"name": "npz"}, []) == [common]
-    assert recipes(None, ["mine.gin"]) == [common, "mine.gin"]
+    assert recipes("finetune", {"name": "digits"}, []) == [common, "gin/tools/finetune_digits.gin"]
+    assert recipes("finetune", {"name": "npz"}, []) == [common]
+    assert recipes("finetune", None, ["mine.gin"]) == [common, "mine.gin"]
 
 
 def test_digits_are_never_mirrored():
