@@ -8,6 +8,9 @@ import pytest
 
 from igpt_tf.convert.huggingface_export import write_huggingface
 from igpt_tf.convert.huggingface_import import HuggingFaceFolder
+from igpt_tf.convert.publish import publish
+from igpt_tf.export.load import SavedModel
+from igpt_tf.sampling import Sampler
 from tests.convert.random_models import assert_same_weights, random_model, random_palette
 
 pytestmark = pytest.mark.parity
@@ -103,15 +106,38 @@ def test_greedy_completions_agree_token_by_token(pair, torch):
     prompt = _shifted(torch, ours, tokens)[:, : given + 1]
     # No pad_token_id: their generator would take tokens of that number in the prompt for padding.
     completed = theirs.generate(prompt, do_sample=False, max_length=ours.sequence_length + 1)
-    np.testing.assert_array_equal(_complete(ours, tokens, given), completed[:, 1:])
+    own = Sampler(ours).complete(tokens, given, seed=0, top_k=1)
+    np.testing.assert_array_equal(own, completed[:, 1:])
 
 
-def _complete(model, tokens, num_given) -> np.ndarray:
-    """The likeliest token each time, by whole forward passes."""
-    tokens = tokens.copy()
-    for i in range(num_given, tokens.shape[1]):
-        tokens[:, i] = model(tokens)[:, i].numpy().argmax(axis=-1)
-    return tokens
+def test_an_imported_folder_becomes_a_saved_model_that_answers_as_theirs(pair, tmp_path, torch):
+    theirs = pair[1]
+    folder = HuggingFaceFolder(str(tmp_path / "folder"))
+    palette = folder.palette()
+    report = publish(folder.load(), palette, str(tmp_path), step=0, source="theirs")
+    saved = SavedModel(report["saved_model"])
+    images = _shown_as_they_are(palette, saved.image_size)
+    tokens = palette.encode(images)
+    shifted = _shifted(torch, folder.load(), tokens)
+    logits = theirs(shifted).logits
+    nats = torch.nn.functional.cross_entropy(
+        logits.mT, torch.tensor(tokens).long(), reduction="none"
+    )
+    surprise = saved.signature("score")(images=images)["surprise"]
+    _assert_close(surprise.reshape(tokens.shape), nats)
+    given = tokens.shape[1] - 5
+    choice = {"seed": 0, "temperature": 1.0, "top_k": 1, "top_p": 1.0}
+    own = saved.signature("complete")(images=images, num_given=given, **choice)["tokens"]
+    completed = theirs.generate(
+        shifted[:, : given + 1], do_sample=False, max_length=tokens.shape[1] + 1
+    )
+    np.testing.assert_array_equal(own, completed[:, 1:])
+
+
+def _shown_as_they_are(palette, image_size) -> np.ndarray:
+    """uint8[2,H,W,3] of the palette's own colours."""
+    rng = np.random.default_rng(4)
+    return palette.decode(rng.integers(0, len(palette), (2, np.prod(image_size))), image_size)
 
 
 def test_a_model_that_their_library_saved_opens_here_and_agrees(tmp_path, torch, transformers):

@@ -1,0 +1,208 @@
+"""Claims about the programs that bring weights in and out: one command, the reference's answers.
+
+The reference is `tests/convert/openai_reference.py`, in NumPy.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from igpt_tf.export.load import SavedModel, load_model
+from tests.convert import openai_reference as reference
+from tests.convert.random_models import assert_same_weights, random_palette
+
+CHOICE = {"seed": 0, "temperature": 1.0, "top_k": 1, "top_p": 1.0}
+PALETTE = random_palette()
+TOKENS = np.random.default_rng(1).integers(0, 7, (3, 16))
+IMAGES = PALETTE.decode(TOKENS, (4, 4))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder of both kinds of checkpoint and the palette, as people fetch them."""
+    folder = tmp_path_factory.mktemp("published")
+    for kind in ("ar", "bert"):
+        os.mkdir(folder / kind)
+        variables = reference.random_variables(bert=kind == "bert")
+        reference.write_checkpoint(variables, str(folder / kind / "model.ckpt-1000"))
+    PALETTE.save(str(folder / "kmeans_centers.npy"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def causal(published):
+    """The SavedModel of the autoregressive checkpoint."""
+    return _imported(published, "ar")
+
+
+@pytest.fixture(scope="module")
+def masked(published):
+    """The SavedModel of the BERT checkpoint."""
+    return _imported(published, "bert")
+
+
+@pytest.fixture(scope="module")
+def huggingface(published, causal):
+    """A Hugging Face folder of the same model."""
+    folder = published / "huggingface"
+    _done("export_huggingface", f"--saved_model={causal.path}", f"--workdir={folder}")
+    return folder
+
+
+def _run(tool, *arguments):
+    command = [sys.executable, "-m", f"tools.{tool}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _done(tool, *arguments) -> str:
+    ended = _run(tool, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def _refused(tool, *arguments) -> str:
+    """The one line of an exit with code 2."""
+    ended = _run(tool, *arguments)
+    assert ended.returncode == 2, ended.stderr
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def _openai(folder, kind, workdir) -> list[str]:
+    return [
+        f"--checkpoint={folder / kind / 'model.ckpt-1000'}",
+        f"--palette={folder / 'kmeans_centers.npy'}",
+        f"--workdir={workdir}",
+    ]
+
+
+def _imported(published, kind) -> SavedModel:
+    workdir = published / f"imported_{kind}"
+    _done("import_openai", *_openai(published, kind, workdir))
+    return SavedModel(str(workdir / "export"))
+
+
+def _assert_close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_an_autoregressive_checkpoint_becomes_a_model_that_answers_as_the_reference(causal):
+    variables = reference.random_variables()
+    logits, features = reference.forward(variables, TOKENS)
+    nats = reference.nats(logits, TOKENS)
+    score = causal.signature("score")(images=IMAGES)
+    _assert_close(score["surprise"].reshape(nats.shape), nats)
+    _assert_close(score["nats_per_token"], nats.mean(axis=1))
+    _assert_close(causal.signature("features")(images=IMAGES)["features"], features)
+    completed = causal.signature("complete")(images=IMAGES, num_given=5, **CHOICE)["tokens"]
+    np.testing.assert_array_equal(completed, reference.greedy_completion(variables, TOKENS, 5))
+    assert (completed != TOKENS).any()
+
+
+def test_a_bert_checkpoint_becomes_a_model_that_answers_as_the_reference(masked):
+    variables = reference.random_variables(bert=True)
+    nothing = np.zeros(TOKENS.shape, bool)
+    _, features = reference.forward(variables, TOKENS, nothing)
+    _assert_close(masked.signature("features")(images=IMAGES)["features"], features)
+    folds = np.random.default_rng(0).permutation(16) % 8
+    nats = np.empty(TOKENS.shape)
+    for fold in range(8):
+        hidden = nothing | (folds == fold)
+        logits = reference.forward(variables, TOKENS, hidden)[0]
+        nats[hidden] = reference.nats(logits, TOKENS)[hidden]
+    _assert_close(masked.signature("score")(images=IMAGES)["surprise"].reshape(nats.shape), nats)
+
+
+def test_a_bert_model_fills_any_hole_with_what_the_reference_finds_likeliest(masked):
+    variables = reference.random_variables(bert=True)
+    hidden = np.random.default_rng(2).random(TOKENS.shape) < 0.4
+    likeliest = reference.forward(variables, TOKENS, hidden)[0].argmax(axis=-1)
+    painted = masked.signature("inpaint")(
+        images=IMAGES, known=~hidden.reshape(-1, 4, 4), num_rounds=1, **CHOICE
+    )["tokens"]
+    np.testing.assert_array_equal(painted, np.where(hidden, likeliest, TOKENS))
+    # With one pixel open, the rounds of `complete` come to one.
+    hidden = np.arange(16) == np.full((3, 1), 15)
+    likeliest = reference.forward(variables, TOKENS, hidden)[0].argmax(axis=-1)
+    completed = masked.signature("complete")(images=IMAGES, num_given=15, **CHOICE)["tokens"]
+    np.testing.assert_array_equal(completed, np.where(hidden, likeliest, TOKENS))
+
+
+def test_metadata_and_signatures_tell_which_kind_was_imported(causal, masked):
+    assert "sample" in causal.signature_names and "inpaint" not in causal.signature_names
+    assert "sample" not in masked.signature_names and "inpaint" in masked.signature_names
+    assert causal.metadata["objective"] == {"name": "autoregressive"}
+    assert masked.metadata["objective"] == {"name": "masked", "probability": 0.15}
+    assert masked.metadata["completion"] == "in-painting"
+    assert causal.metadata["step"] == masked.metadata["step"] == 1000
+    assert causal.palette.fingerprint == PALETTE.fingerprint
+
+
+def test_a_file_of_tokens_gets_the_references_nats_from_an_imported_model(published, causal):
+    np.save(published / "imagenet_teX.npy", TOKENS)
+    _done(
+        "evaluate",
+        f"--saved_model={causal.path}",
+        f"--tokens={published / 'imagenet_teX.npy'}",
+        f"--workdir={published / 'evaluated'}",
+    )
+    report = json.loads((published / "evaluated" / "evaluate.json").read_text())
+    nats = reference.nats(reference.forward(reference.random_variables(), TOKENS)[0], TOKENS)
+    assert report["nats_per_token"] == pytest.approx(nats.mean(), rel=1e-6)
+
+
+def test_a_model_that_left_for_hugging_face_comes_back_the_same(published, causal, huggingface):
+    workdir = published / "back"
+    _done("import_huggingface", f"--huggingface={huggingface}", f"--workdir={workdir}")
+    ours, palette, _ = load_model(causal.path)
+    back, same_palette, _ = load_model(str(workdir / "export"))
+    assert_same_weights(back, ours)
+    assert same_palette.fingerprint == palette.fingerprint
+
+
+def test_an_import_does_not_write_over_another(published, causal):
+    line = _refused("import_openai", *_openai(published, "ar", published / "imported_ar"))
+    assert "an export lies there already" in line
+
+
+def test_a_missing_shard_ends_the_program_with_its_name(published, tmp_path):
+    reference.write_checkpoint(reference.random_variables(), str(tmp_path / "model.ckpt-1"))
+    shard = tmp_path / "model.ckpt-1.data-00001-of-00003"
+    os.remove(shard)
+    line = _refused(
+        "import_openai",
+        f"--checkpoint={tmp_path / 'model.ckpt-1'}",
+        f"--palette={published / 'kmeans_centers.npy'}",
+        f"--workdir={tmp_path / 'out'}",
+    )
+    assert str(shard) in line
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_a_palette_of_another_size_ends_the_programs(published, huggingface, tmp_path):
+    random_palette(9).save(str(tmp_path / "nine.npy"))
+    ours = [f"--palette={tmp_path / 'nine.npy'}", f"--workdir={tmp_path / 'out'}"]
+    checkpoint = published / "ar" / "model.ckpt-1000"
+    for tool, source in (
+        ("import_openai", f"--checkpoint={checkpoint}"),
+        ("import_huggingface", f"--huggingface={huggingface}"),
+    ):
+        assert "9 colours and the model 7 tokens" in _refused(tool, source, *ours)
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_a_folder_of_another_kind_of_model_ends_the_program(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    workdir = f"--workdir={tmp_path / 'out'}"
+    line = _refused("import_huggingface", f"--huggingface={tmp_path}", workdir)
+    assert "model_type=gpt2" in line
+
+
+def test_a_bert_model_cannot_leave_for_hugging_face(masked, tmp_path):
+    workdir = f"--workdir={tmp_path / 'out'}"
+    assert "BERT" in _refused("export_huggingface", f"--saved_model={masked.path}", workdir)
