@@ -58,7 +58,7 @@ class Palette:
         if not os.path.isfile(path):
             raise InputError(
                 "the palette file does not exist; fit one with tools.fit_palette or fetch "
-                f"OpenAI's (README, Palettes). Received: path={path}"
+                f"OpenAI's (docs/weights.md). Received: path={path}"
             )
         try:
             return cls(np.load(path, allow_pickle=False))
