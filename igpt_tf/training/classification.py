@@ -154,11 +154,12 @@ class EvaluateClasses:
 
     def __call__(self, step: int) -> None:
         scores = self._scorer.score(self._batches)
+        accuracy = scores.accuracy
         self._summaries.scalars(
             step,
             "valid",
-            accuracy=scores.accuracy,
+            accuracy=accuracy,
             class_nats=scores.class_nats,
             nats_per_token=scores.nats_per_token,
         )
-        self._checkpoints.note_heldout(step, 1 - scores.accuracy)
+        self._checkpoints.note_heldout(step, 1 - accuracy)

@@ -21,7 +21,7 @@ from igpt_tf.export.load import SavedModel, load_model
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint
 from igpt_tf.palette import Palette
-from igpt_tf.training.classification import Scorer
+from igpt_tf.training.classification import Scorer, Scores
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.workdir import Workdir
 from tests.downstream.tiny import write_tiny
@@ -174,7 +174,7 @@ def test_a_run_that_stops_to_improve_ends_early_and_its_best_step_is_exported(
     saved_model, tmp_path, monkeypatch
 ):
     accuracies = iter([0.3, 0.5, 0.4, 0.5, 0.4, 0.9, 0.9])
-    monkeypatch.setattr("igpt_tf.training.classification.accuracy", lambda _: next(accuracies, 0.1))
+    monkeypatch.setattr(Scores, "accuracy", property(lambda _: next(accuracies, 0.1)))
     rate = "finetune.learning_rates = [0.01]"
     result = run(saved_model, tmp_path, rate, "finetune.patience = 30", "finetune.num_steps = 200")
     assert result["step"] == 20 and (tmp_path / "export" / "20").is_dir()
