@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.serving.client import Transport
+from igpt_tf.serving.client import Transport, named
 
 
 class Backend(Protocol):
@@ -76,16 +76,8 @@ class Served:
 
     def ask(self, name: str, **inputs) -> dict[str, np.ndarray]:
         """See `Backend`."""
-        signature = self._signature(name)
+        signature = named(self._signatures, name)
         arrays = {
             key: np.asarray(value, signature.inputs[key].dtype) for key, value in inputs.items()
         }
         return self._transport.predict(name, signature, arrays)
-
-    def _signature(self, name: str):
-        if name not in self._signatures:
-            raise InputError(
-                f"the served model has no such signature, only {', '.join(self._signatures)}. "
-                f"Received: signature={name}"
-            )
-        return self._signatures[name]

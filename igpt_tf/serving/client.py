@@ -25,6 +25,16 @@ class Transport(Protocol):
         """The answer of the signature of that name."""
 
 
+def named(signatures: dict[str, Signature], name: str) -> Signature:
+    """The served model's signature of that name. Raises: InputError: There is none."""
+    if name not in signatures:
+        raise InputError(
+            f"the served model has no signature {name}, only {', '.join(signatures)}. "
+            f"Received: signature={name}"
+        )
+    return signatures[name]
+
+
 class Client:
     """Asks a served model, in batches.
 
@@ -114,11 +124,7 @@ class Client:
         return self._transport.predict(name, self._signature(name), inputs)
 
     def _signature(self, name: str) -> Signature:
-        if name not in self._signatures:
-            raise InputError(
-                f"the served model has no signature {name}, only {', '.join(self._signatures)}"
-            )
-        return self._signatures[name]
+        return named(self._signatures, name)
 
 
 def _choice(*, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> dict:
