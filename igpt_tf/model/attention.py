@@ -1,5 +1,7 @@
 """Multi-head self-attention without biases, block by block."""
 
+from typing import NamedTuple
+
 import keras
 from keras import ops
 
@@ -48,7 +50,8 @@ class SelfAttention(keras.layers.Layer):
     def call(self, x, norm=None):
         """Attends. `x` float[B,T,D] -> float[B,T,D]; `norm` is applied to `x` first."""
         query, key, value = self.project(x, norm)
-        return self.merge(attend(query, key, value, causal=self.causal))
+        merged = attend(query, key, value, causal=self.causal)
+        return ops.matmul(merged, self.output_kernel)
 
     def project(self, x, norm=None):
         """float[B,T,D] -> query, key, value, each float[B,heads,T,head_dim]."""
@@ -62,11 +65,7 @@ class SelfAttention(keras.layers.Layer):
 
     def merge(self, heads):
         """float[B,heads,T,head_dim] -> float[B,T,D], through the output matrix."""
-        _, num_heads, length, head_dim = heads.shape
-        if length > 1:
-            heads = ops.transpose(heads, (0, 2, 1, 3))
-        merged = ops.reshape(heads, (-1, length, num_heads * head_dim))
-        return ops.matmul(merged, self.output_kernel)
+        return ops.matmul(_merged(heads), self.output_kernel)
 
 
 def attend(query, key, value, *, causal: bool):
@@ -81,60 +80,111 @@ def attend(query, key, value, *, causal: bool):
         causal: Whether position i sees positions <= i only.
 
     Returns:
-        float[B,heads,T,head_dim].
+        float[B,T,D], the heads side by side.
     """
 
     @with_gradient
     def blockwise(query, key, value):
         blocks = _blocks(query.shape[2], causal)
-        return _forward(query, key, value, blocks), lambda upstream: _backward(
-            query, key, value, upstream, blocks
-        )
+        merged = _merged(_forward(query, key, value, blocks))
+        return merged, lambda upstream: _backward(query, key, value, merged, upstream, blocks)
 
     return blockwise(query, key, value)
 
 
-def _blocks(length: int, causal: bool) -> list[tuple]:
-    """(rows of queries, rows of keys they see, additive mask float32[rows, keys] or None)."""
+def _merged(heads):
+    """float[B,heads,T,head_dim] -> float[B,T,D]."""
+    _, num_heads, length, head_dim = heads.shape
+    if length > 1:  # a single position's heads are side by side already
+        heads = ops.transpose(heads, (0, 2, 1, 3))
+    return ops.reshape(heads, (-1, length, num_heads * head_dim))
+
+
+def _split(merged, num_heads):
+    """float[B,T,D] -> float[B,heads,T,head_dim]."""
+    _, length, dim = merged.shape
+    heads = ops.reshape(merged, (-1, length, num_heads, dim // num_heads))
+    return ops.transpose(heads, (0, 2, 1, 3))
+
+
+class _Block(NamedTuple):
+    """Some queries and the keys they see.
+
+    Attributes:
+        start: The first query.
+        seen: How many keys there are for them.
+        mask: Added to their scores, float32[queries, seen] or None.
+    """
+
+    start: int
+    seen: int
+    mask: object
+
+
+def _blocks(length: int, causal: bool) -> list[_Block]:
     size = max(_MIN_BLOCK, -(-length // _NUM_BLOCKS))
     blocks = []
     for start in range(0, length, size):
-        stop = min(start + size, length)
-        rows = slice(start, stop)
-        if causal:
-            visible = ops.arange(stop) <= ops.arange(start, stop)[:, None]
-            blocks.append((rows, slice(0, stop), ops.where(visible, 0.0, _HIDDEN)))
-        else:
-            blocks.append((rows, slice(0, length), None))
+        if not causal:
+            blocks.append(_Block(start, length, None))
+            continue
+        seen = min(start + size, length)
+        visible = ops.arange(seen) <= ops.arange(start, seen)[:, None]
+        blocks.append(_Block(start, seen, ops.where(visible, 0.0, _HIDDEN)))
     return blocks
+
+
+def _cut(x, blocks) -> list:
+    """Parts of float[B,heads,n,head_dim] between the blocks' starts."""
+    starts = [block.start for block in blocks[1:] if block.start < x.shape[2]]
+    return ops.split(x, starts, axis=2) if starts else [x]
+
+
+def _seen(x, block):
+    """What the block sees of float[B,heads,T,head_dim]."""
+    return x if block.seen == x.shape[2] else x[:, :, : block.seen]
 
 
 def _forward(query, key, value, blocks):
     """float[B,heads,T,head_dim]."""
-    query = query * query.shape[-1] ** -0.5
+    queries = _cut(query * query.shape[-1] ** -0.5, blocks)
     heads = []
-    for rows, keys, mask in blocks:
-        weights = _weights(query[:, :, rows], key[:, :, keys], mask)
-        heads.append(ops.matmul(ops.cast(weights, value.dtype), value[:, :, keys]))
+    for query, block in zip(queries, blocks, strict=True):
+        weights = _weights(query, _seen(key, block), block.mask)
+        heads.append(ops.matmul(ops.cast(weights, value.dtype), _seen(value, block)))
     return ops.concatenate(heads, axis=2)
 
 
-def _backward(query, key, value, upstream, blocks):
-    """Gradients of query, key and value."""
-    query = query * after(upstream, query.shape[-1] ** -0.5)
-    query_parts, key_parts, value_parts = [], [], []
-    for rows, keys, mask in blocks:
-        weights = _weights(query[:, :, rows], key[:, :, keys], mask)
-        above = upstream[:, :, rows]
-        slopes = ops.cast(ops.matmul(above, transposed(value[:, :, keys])), "float32")
-        # The softmax's gradient.
-        slopes = weights * (slopes - ops.sum(weights * slopes, axis=-1, keepdims=True))
-        slopes, weights = ops.cast(slopes, query.dtype), ops.cast(weights, query.dtype)
-        query_parts.append(ops.matmul(slopes, key[:, :, keys]))
-        key_parts.append(ops.matmul(transposed(slopes), query[:, :, rows]))
-        value_parts.append(ops.matmul(transposed(weights), above))
-    query_gradient = ops.concatenate(query_parts, axis=2) * query.shape[-1] ** -0.5
-    return query_gradient, _summed(key_parts, blocks), _summed(value_parts, blocks)
+def _backward(query, key, value, merged, upstream, blocks):
+    """Gradients of query, key and value, one block of queries after the other.
+
+    The softmax's gradient is weights * (slopes - sum(weights * slopes)), and that sum over the
+    keys equals the one of output * upstream over the head's width.
+    """
+    _, num_heads, length, head_dim = query.shape
+    scale = head_dim**-0.5
+    key, value = key * after(upstream, 1.0), value * after(upstream, scale)
+    sums = ops.cast(merged, "float32") * ops.cast(upstream, "float32")
+    sums = ops.sum(ops.reshape(sums, (-1, length, num_heads, head_dim)), axis=-1)
+    sums = transposed(sums)[..., None] * scale  # float32[B,heads,T,1]
+    columns = [_cut(x, blocks) for x in (query, _split(upstream, num_heads), sums)]
+    gradients = []
+    for query, above, sums, block in zip(*columns, blocks, strict=True):
+        seen_key, seen_value = _seen(key, block), _seen(value, block)
+        previous = gradients[-1][1] if gradients else above
+        weights = _weights(query * after(previous, scale), seen_key, block.mask)
+        slopes = ops.cast(ops.matmul(above, transposed(seen_value)), "float32")
+        slopes = ops.cast(weights * (slopes - sums), query.dtype)
+        weights = ops.cast(weights, query.dtype)
+        gradients.append(
+            (
+                ops.matmul(slopes, seen_key),
+                ops.matmul(transposed(slopes), query),
+                ops.matmul(transposed(weights), above),
+            )
+        )
+    queries, keys, values = zip(*gradients, strict=True)
+    return ops.concatenate(queries, axis=2), _summed(keys, blocks), _summed(values, blocks)
 
 
 def _weights(query, key, mask):
@@ -144,8 +194,8 @@ def _weights(query, key, mask):
 
 def _summed(parts, blocks):
     """Adds gradients of the keys each block sees, part i of block i, strip by strip."""
-    strips = []
-    for rows, _, _ in blocks:
-        seen = [part[:, :, rows] for part in parts if part.shape[2] >= rows.stop]
-        strips.append(sum(seen[1:], seen[0]))
-    return ops.concatenate(strips, axis=2)
+    strips = [[] for _ in blocks]
+    for part in parts:
+        for strip, piece in zip(strips, _cut(part, blocks), strict=False):
+            strip.append(piece)
+    return ops.concatenate([sum(strip[1:], strip[0]) for strip in strips], axis=2)

@@ -103,12 +103,15 @@ class ImageGPT(keras.Model):
 
     def embed(self, tokens, masked=None):
         """h_0. `tokens` int32[B,T], `masked` bool[B,T] or None -> float[B,T,D]."""
+        if self.causal:  # slot i sees token i - 1
+            tokens = tokens[:, :-1]
+            masked = None if masked is None else masked[:, :-1]
         h = ops.take(self.token_embedding, tokens, axis=0)
         if masked is not None:
             h = ops.where(ops.expand_dims(masked, -1), ops.zeros_like(h), h)
         if self.causal:
             sos = ops.broadcast_to(self.sos, (ops.shape(h)[0], 1, self.hidden_dim))
-            h = ops.concatenate([ops.cast(sos, h.dtype), h[:, :-1]], axis=1)
+            h = ops.concatenate([ops.cast(sos, h.dtype), h], axis=1)
         return ops.cast(h + self.position_embedding, self.compute_dtype)
 
     def hidden_states(self, tokens, masked=None) -> list:

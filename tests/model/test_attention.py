@@ -8,25 +8,28 @@ from igpt_tf.model.attention import attend
 
 
 def plain(query, key, value, causal):
-    """Softmax attention over the whole square, as in the published code."""
+    """Softmax attention over the whole square, as in the published code; float[B,T,D]."""
     scores = tf.matmul(query, key, transpose_b=True) * query.shape[-1] ** -0.5
     if causal:
         square = tf.ones((query.shape[2], key.shape[2]), tf.bool)
         scores = tf.where(tf.linalg.band_part(square, -1, 0), scores, -1e9)
-    return tf.matmul(tf.nn.softmax(scores), value)
+    heads = tf.matmul(tf.nn.softmax(scores), value)
+    batch_size, num_heads, length, head_dim = heads.shape
+    return tf.reshape(tf.transpose(heads, (0, 2, 1, 3)), (batch_size, length, num_heads * head_dim))
 
 
 def random_inputs(length, scale=1.0):
     rng = np.random.default_rng(length)
-    return [tf.constant(scale * rng.normal(size=(2, 3, length, 8)), "float32") for _ in range(4)]
+    shapes = [(2, 3, length, 8)] * 3 + [(2, length, 24)]
+    return [tf.constant(scale * rng.normal(size=shape), "float32") for shape in shapes]
 
 
 def with_gradients(function, query, key, value, upstream):
     with tf.GradientTape() as tape:
         tape.watch([query, key, value])
-        heads = function(query, key, value)
-        total = tf.reduce_sum(heads * upstream)
-    return [heads, *tape.gradient(total, [query, key, value])]
+        merged = function(query, key, value)
+        total = tf.reduce_sum(merged * upstream)
+    return [merged, *tape.gradient(total, [query, key, value])]
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -69,9 +72,9 @@ def largest_kept(length):
     """Elements of the largest tensor that the forward pass hands to the backward pass."""
     with tf.Graph().as_default() as graph:
         inputs = random_inputs(length)[:3]
-        heads = attend(*inputs, causal=True)
+        merged = attend(*inputs, causal=True)
         forward = {op.name for op in graph.get_operations()}
-        tf.gradients(heads, inputs)
+        tf.gradients(merged, inputs)
         kept = [
             tensor
             for op in graph.get_operations()
