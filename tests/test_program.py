@@ -30,8 +30,11 @@ def command(workdir, *bindings, gin_file=RUN, flags=()):
     return [*main, f"--workdir={workdir}", *bindings, *flags]
 
 
-def run(*arguments, **options):
-    return subprocess.run(command(*arguments, **options), capture_output=True, text=True)
+def run(*arguments, environment=(), **options):
+    variables = {**os.environ, **dict(environment)}
+    return subprocess.run(
+        command(*arguments, **options), env=variables, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,31 @@ def test_averaged_weights_in_stacked_steps_are_evaluated_and_exported_and_a_trac
     assert list(held_out) == [4, 8, 12]
     assert result["nats_per_token"]["valid"] == pytest.approx(held_out[result["step"]], rel=1e-5)
     assert list((tmp_path / "run/summaries").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_too_little_memory_is_told_in_one_line_with_what_needs_less(tmp_path):
+    little = {"TF_CPU_BFC_MEM_LIMIT_IN_MB": "16"}
+    ended = run(tmp_path / "run", "build_model.hidden_dim=256", environment=little)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert "step_options.accumulation" in ended.stderr
+
+
+LARGE_TENSORS = """
+from igpt_tf import program
+program.import_tensorflow()
+import resource, tensorflow as tf
+x = tf.zeros([2**24])
+def faults():
+    for _ in range(4):
+        x + 1.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(-faults() + faults())
+"""
+
+
+def test_a_large_tensor_takes_the_memory_that_one_before_gave_back():
+    ended = subprocess.run([sys.executable, "-c", LARGE_TENSORS], capture_output=True, text=True)
+    assert int(ended.stdout) < 4 * 2**24 * 4 / 4096 / 100  # mapped anew, all its pages would fault
 
 
 def test_a_mistyped_flag_ends_with_code_2_and_one_line():
