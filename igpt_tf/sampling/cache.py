@@ -33,7 +33,7 @@ class CoreCache:
 class XlaCache:
     """Inside a jit-compiled function: static shapes, XLA's dynamic-update-slice."""
 
-    most_segments = 2  # each is compiled on its own
+    most_segments = 4  # each is compiled on its own
 
     @staticmethod
     def room(shape, dtype):
