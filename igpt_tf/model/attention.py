@@ -146,11 +146,12 @@ def _seen(x, block):
 
 
 def _forward(query, key, value, blocks):
-    """float[B,heads,T,head_dim]."""
-    queries = _cut(query * query.shape[-1] ** -0.5, blocks)
+    """float[B,heads,T,head_dim], one block of queries after the other."""
+    scale = query.shape[-1] ** -0.5
     heads = []
-    for query, block in zip(queries, blocks, strict=True):
-        weights = _weights(query, _seen(key, block), block.mask)
+    for rows, block in zip(_cut(query, blocks), blocks, strict=True):
+        rows = rows * (after(heads[-1], scale) if heads else scale)
+        weights = _weights(rows, _seen(key, block), block.mask)
         heads.append(ops.matmul(ops.cast(weights, value.dtype), _seen(value, block)))
     return ops.concatenate(heads, axis=2)
 
@@ -163,25 +164,23 @@ def _backward(query, key, value, merged, upstream, blocks):
     """
     _, num_heads, length, head_dim = query.shape
     scale = head_dim**-0.5
-    key, value = key * after(upstream, 1.0), value * after(upstream, scale)
     sums = ops.cast(merged, "float32") * ops.cast(upstream, "float32")
     sums = ops.sum(ops.reshape(sums, (-1, length, num_heads, head_dim)), axis=-1)
     sums = transposed(sums)[..., None] * scale  # float32[B,heads,T,1]
-    columns = [_cut(x, blocks) for x in (query, _split(upstream, num_heads), sums)]
-    gradients = []
+    upstream = _split(upstream, num_heads)
+    # Sliced anew, so that the forward pass need not keep its slices.
+    key, value = (x * after(upstream, 1.0) for x in (key, value))
+    columns = [_cut(x, blocks) for x in (query, upstream, sums)]
+    previous, gradients = upstream, []
     for query, above, sums, block in zip(*columns, blocks, strict=True):
         seen_key, seen_value = _seen(key, block), _seen(value, block)
-        previous = gradients[-1][1] if gradients else above
         weights = _weights(query * after(previous, scale), seen_key, block.mask)
-        slopes = ops.cast(ops.matmul(above, transposed(seen_value)), "float32")
-        slopes = ops.cast(weights * (slopes - sums), query.dtype)
-        weights = ops.cast(weights, query.dtype)
+        slopes = ops.matmul(above * after(previous, scale), transposed(seen_value))
+        slopes = weights * (ops.cast(slopes, "float32") - sums)
+        slopes, weights = ops.cast(slopes, query.dtype), ops.cast(weights, query.dtype)
+        previous = ops.matmul(transposed(slopes), query)
         gradients.append(
-            (
-                ops.matmul(slopes, seen_key),
-                ops.matmul(transposed(slopes), query),
-                ops.matmul(transposed(weights), above),
-            )
+            (ops.matmul(slopes, seen_key), previous, ops.matmul(transposed(weights), above))
         )
     queries, keys, values = zip(*gradients, strict=True)
     return ops.concatenate(queries, axis=2), _summed(keys, blocks), _summed(values, blocks)

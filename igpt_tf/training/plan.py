@@ -2,9 +2,9 @@
 
 The activation figures count tensors of T x D numbers, one of a position's width: those `KEPT` from
 the forward to the backward pass, or kept by a run that recomputes its blocks (`RECOMPUTED`), and
-those alive only while one block is at work (`WORKING_*`). They are fitted to TensorFlow's CPU
-executor, where a measured peak agrees within 20 % on two small models, both ways
-(tests/training/test_plan.py); change a block, and measure again. XLA, on accelerators, orders the
+those alive only while one block is at work (`WORKING_*`). They are fitted to what TensorFlow's CPU
+executor holds at the height of a step; three models agree within 20 %, both ways
+(tests/training/test_plan.py). Change a block, and measure again. XLA, on accelerators, orders the
 work itself; there they have not been compared.
 """
 
@@ -22,20 +22,17 @@ from igpt_tf.model import ImageGPT
 KEPT = {
     "the inputs of the two norms": 2,
     "queries, keys and values": 3,
+    "queries in blocks": 1,
     "the heads' outputs": 1,
-    # Measured. They are equal in both passes, so the graph optimiser computes them once.
-    "the slices of keys and values that blocks of queries see": 6,
 }
-RECOMPUTED = {
-    "the block's input": 1,
-    # Measured: the executor runs ahead along the inputs' gradients.
-    "gradients that wait for their matrices' turn": 4,
-}
+RECOMPUTED = {"the block's input": 1}
 # Of the one block at work, or of the head; the largest counts.
-WORKING_MLP = 16  # T x D numbers: the activation, its slope and two gradients, each 4 D wide
-WORKING_SQUARES = 3  # [heads,T,T] float32, the visible part: weights, slopes, their product
+WORKING_MLP = 27  # T x D numbers: six tensors, each 4 D wide, and what is left of the norm
+WORKING_HEADS = 4  # T x D numbers: gradients of queries, keys and values
+WORKING_SQUARES = 3  # [heads,T/4,T] float32 of one block of queries: weights, slopes, scores
+QUERY_SHARE = 1 / 4  # of the square [T,T]: four blocks of queries, one after the other
 WORKING_LOGITS = 3  # [T,V] float32: logits, probabilities, gradients
-CAUSAL_SHARE = 5 / 8  # of the square [T,T]: four blocks of queries, each over its own prefix
+CAUSAL_SHARE = 5 / 8  # of the square [T,T]: each block of queries over its own prefix
 RESERVE = 0.1  # of the device's memory: the runtime's own, workspaces, gaps between tensors
 
 _BENCHMARK_SIDE = 2048
@@ -160,13 +157,14 @@ def activation_bytes(model: ImageGPT, precision: str, recompute: bool) -> float:
     """Bytes an image at the height of a step."""
     size = 2 if precision == "mixed_bfloat16" else 4
     position = model.sequence_length * model.hidden_dim * size
-    squares = 4 * model.num_heads * _visible_pairs(model)
+    squares = 4 * model.num_heads * model.sequence_length**2 * QUERY_SHARE
     logits = 4 * model.sequence_length * model.vocabulary_size
     block = position * sum(KEPT.values())
     kept = block * model.num_layers
     if recompute:
         kept = position * sum(RECOMPUTED.values()) * model.num_layers + block
-    return kept + max(position * WORKING_MLP, squares * WORKING_SQUARES, logits * WORKING_LOGITS)
+    heads = position * WORKING_HEADS + squares * WORKING_SQUARES
+    return kept + max(position * WORKING_MLP, heads, logits * WORKING_LOGITS)
 
 
 def image_flops(model: ImageGPT, recompute: bool) -> float:

@@ -1,11 +1,12 @@
-"""Measures how a training step's peak memory grows with the batch, in bytes an image.
+"""Measures the tensors that a training step holds at its height, in bytes.
 
-python -m tests.training.peak_memory '{"image_size": [16, 16], ...}' BATCH_SIZE LARGER_BATCH_SIZE
+python -m tests.training.peak_memory '{"image_size": [16, 16], ...}' BATCH_SIZE
+
+What lies there between steps, weights and the optimizer's state, does not count. TensorFlow counts
+on CPUs with TF_CPU_ALLOCATOR_USE_BFC=true only.
 """
 
 import json
-import pathlib
-import re
 import sys
 
 import keras
@@ -19,7 +20,7 @@ from igpt_tf.training.trainer import Trainer
 
 
 def step_peak(model: ImageGPT, palette: Palette, batch_size: int) -> int:
-    """Bytes of memory that this process has at the height of a step."""
+    """Bytes of tensors that a step of SGD allocates on top of those that were there."""
     trainer = Trainer(
         model,
         Autoregressive(),
@@ -29,26 +30,18 @@ def step_peak(model: ImageGPT, palette: Palette, batch_size: int) -> int:
         jit_compile=False,
     )
     batch = {"tokens": tf.zeros((batch_size, model.sequence_length), "int32")}
-    trainer.train_step.get_concrete_function(batch)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    trainer.train_step(batch)  # sets up
+    tf.config.experimental.reset_memory_stats("CPU:0")
+    before = tf.config.experimental.get_memory_info("CPU:0")["current"]
     trainer.train_step(batch)
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    text = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"{name}:\s+(\d+)", text)[1])
+    return tf.config.experimental.get_memory_info("CPU:0")["peak"] - before
 
 
 def main() -> None:
-    sizes = json.loads(sys.argv[1])
-    batch_sizes = [int(argument) for argument in sys.argv[2:]]
-    model = ImageGPT(**sizes)
+    model = ImageGPT(**json.loads(sys.argv[1]))
     colours = np.random.default_rng(0).uniform(-1, 1, (model.vocabulary_size, 3))
     palette = Palette(colours.astype("float32"))
-    step_peak(model, palette, 1)  # the runtime's own buffers
-    low, high = (step_peak(model, palette, batch_size) for batch_size in batch_sizes)
-    print(json.dumps((high - low) / (batch_sizes[1] - batch_sizes[0])))
+    print(step_peak(model, palette, batch_size=int(sys.argv[2])))
 
 
 if __name__ == "__main__":
