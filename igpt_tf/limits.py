@@ -25,6 +25,11 @@ def check(**arguments) -> None:
             raise InputError(f"{name} must be {allowed}. Received: {name}={value}")
 
 
+def later_seed(seed: int, number: int) -> int:
+    """The seed that paints image `number` of a request alone; wraps around as the graph's int32."""
+    return (seed + number + 2**31) % 2**32 - 2**31
+
+
 def check_given(num_given: int, sequence_length: int) -> None:
     """Checks the number of kept pixels. Raises: InputError."""
     if not 0 <= num_given <= sequence_length:

@@ -5,7 +5,7 @@ import pytest
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
-from igpt_tf.sampling import Sampler, cache_bytes, complete, peak_bytes, sample
+from igpt_tf.sampling import Sampler, cache_bytes, complete, parts, peak_bytes, sample
 from igpt_tf.sampling.cache import segment_length
 from igpt_tf.sampling.choosing import draw_uniforms, invert, truncate
 from igpt_tf.sampling.decoding import Decoder, beginnings
@@ -109,6 +109,25 @@ def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(sampler, tokens):
     parts = [sampler.complete(tokens[:1], 5, seed=10), sampler.complete(tokens[1:], 5, seed=11)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     assert np.any(sampler.sample(5, seed=11) != sampler.sample(5, seed=10))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_many_images_are_painted_in_parts_and_stay_what_they_are(model, monkeypatch, jit_compile):
+    monkeypatch.setattr(parts, "_cores", lambda: 3)
+    assert [parts.count_parts(n) for n in (1, 8, 15, 16, 17, 24, 25, 32)] == [
+        1,
+        1,
+        1,
+        2,
+        1,
+        3,
+        1,
+        2,
+    ]
+    sampler = Sampler(model, jit_compile=jit_compile)
+    together = sampler.sample(24, seed=10)
+    few = [sampler.sample(4, seed=10 + start) for start in range(0, 24, 4)]
+    np.testing.assert_array_equal(together, np.concatenate(few))
 
 
 def test_new_weights_are_painted_with_at_once(tokens):

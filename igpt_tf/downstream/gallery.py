@@ -127,8 +127,9 @@ def painting_frames(images: np.ndarray, num_given: int = 0) -> Iterator[np.ndarr
 
 def write_singles(folder: str, images: np.ndarray, seed: int) -> None:
     """Writes `seed_00017.png`, ... for images uint8[N,H,W,3], at their own size."""
-    for number, image in enumerate(images, start=seed):
-        write_png(os.path.join(folder, f"seed_{number:05d}.png"), image)
+    for number, image in enumerate(images):
+        name = f"seed_{limits.later_seed(seed, number):05d}.png"
+        write_png(os.path.join(folder, name), image)
 
 
 def _written(

@@ -11,6 +11,7 @@ from igpt_tf.data.images import decode, read
 from igpt_tf.downstream.splits import source_of
 from igpt_tf.errors import InputError
 from igpt_tf.export.load import SavedModel, load_model
+from igpt_tf.limits import check, later_seed
 from igpt_tf.sampling import Sampler
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
@@ -66,9 +67,10 @@ def sample(
     Raises:
         InputError: The model cannot sample, or an argument is out of range.
     """
+    check(seed=seed)
     paint = model.signature("sample")
     return _in_batches(
-        lambda start, size: paint(num_images=size, seed=seed + start, **vars(choice)),
+        lambda start, size: paint(num_images=size, seed=later_seed(seed, start), **vars(choice)),
         num_images,
         batch_size,
         "sample",
@@ -97,12 +99,13 @@ def complete(
     Returns:
         uint8[N,H,W,3], in the colours of the palette.
     """
+    check(seed=seed)
     paint = model.signature("complete")
     return _in_batches(
         lambda start, size: paint(
             images=images[start : start + size],
             num_given=num_given,
-            seed=seed + start,
+            seed=later_seed(seed, start),
             **vars(choice),
         ),
         len(images),

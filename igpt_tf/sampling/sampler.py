@@ -6,15 +6,17 @@ import numpy as np
 import tensorflow as tf
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import check, check_given
+from igpt_tf.limits import check, check_given, later_seed
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import painting
+from igpt_tf.sampling.parts import paint_in_parts
 
 
 class Sampler:
     """Paints with a model whose weights may go on changing.
 
-    A method compiles at its first call; with `jit_compile`, anew for each number of images.
+    A method compiles at its first call; with `jit_compile`, anew for each number of images. On CPUs
+    many images are painted in parts, see `parts`.
 
     Args:
         model: An `ImageGPT`.
@@ -47,8 +49,8 @@ class Sampler:
         """
         check(num_images=num_images)
         painting.refuse_sampling(self.model)
-        blank = tf.zeros([num_images, self.model.sequence_length], tf.int32)
-        return self._complete(blank, 0, **_tensors(**choice)).numpy()
+        blank = np.zeros([num_images, self.model.sequence_length], "int32")
+        return self._painted(blank, 0, **choice)
 
     def complete(self, tokens, num_given: int, **choice) -> np.ndarray:
         """Keeps the first `num_given` raster pixels and paints the rest, tokens int32[B,T].
@@ -63,7 +65,16 @@ class Sampler:
         """
         check_given(num_given, self.model.sequence_length)
         num_given = tf.constant(num_given, tf.int32)
-        return self._complete(self._checked(tokens), num_given, **_tensors(**choice)).numpy()
+        return self._painted(self._checked(tokens), num_given, **choice)
+
+    def _painted(self, tokens, num_given, *, seed: int, **choice) -> np.ndarray:
+        check(seed=seed)
+
+        def paint(part: slice):
+            tensors = _tensors(seed=later_seed(seed, part.start), **choice)
+            return self._complete(tf.constant(tokens[part]), num_given, **tensors).numpy()
+
+        return paint_in_parts(paint, len(tokens))
 
     def inpaint(self, tokens, known, *, num_rounds: int = painting.NUM_ROUNDS, **choice):
         """Keeps known pixels and fills the others, tokens int32[B,T]. Masked models only.
@@ -78,7 +89,8 @@ class Sampler:
             InputError: An argument is out of range, or the model is a causal one.
         """
         check(num_rounds=num_rounds)
-        tokens, known = self._checked(tokens), tf.convert_to_tensor(known, tf.bool)
+        tokens = tf.constant(self._checked(tokens))
+        known = tf.convert_to_tensor(known, tf.bool)
         num_rounds = tf.constant(num_rounds, tf.int32)
         return self._inpaint(tokens, known, num_rounds=num_rounds, **_tensors(**choice)).numpy()
 
@@ -92,7 +104,7 @@ class Sampler:
                 f"tokens must be 0 to {size - 1}. "
                 f"Received: smallest={tokens.min()}, largest={tokens.max()}"
             )
-        return tf.constant(tokens, tf.int32)
+        return tokens.astype("int32")
 
 
 def _tensors(*, seed: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> dict:

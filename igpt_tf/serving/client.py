@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import check, check_given
+from igpt_tf.limits import check, check_given, later_seed
 from igpt_tf.serving.session import Signature
 
 _MOST = 2**31 - 1  # of an int32
@@ -138,10 +138,8 @@ def _choice(*, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: f
 
 
 def _later(choice: dict, start: int) -> dict:
-    """The choice for images from number `start` on; seeds wrap around as in the graph."""
-    if not choice:
-        return {}
-    return {**choice, "seed": np.int64(choice["seed"] + start).astype("int32")}
+    """The choice for images from number `start` on."""
+    return {**choice, "seed": np.int32(later_seed(int(choice["seed"]), start))} if choice else {}
 
 
 def _joined(parts: list[dict]) -> dict[str, np.ndarray]:

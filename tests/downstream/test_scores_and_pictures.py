@@ -91,6 +91,16 @@ def test_an_image_of_a_seed_is_the_same_in_any_batch(model):
     np.testing.assert_array_equal(whole[4:], later)
 
 
+def test_seeds_go_on_at_the_smallest_after_the_largest_whatever_the_batches(model):
+    whole = painting.sample(model, 3, seed=2**31 - 2, choice=CHOICE, batch_size=3)
+    parts = painting.sample(model, 3, seed=2**31 - 2, choice=CHOICE, batch_size=2)
+    last = painting.sample(model, 1, seed=-(2**31), choice=CHOICE, batch_size=1)
+    np.testing.assert_array_equal(whole, parts)
+    np.testing.assert_array_equal(whole[2:], last)
+    with pytest.raises(InputError, match="seed must be"):
+        painting.sample(model, 1, seed=2**31, choice=CHOICE, batch_size=1)
+
+
 def test_a_completion_keeps_the_given_rows(model):
     images = digits().valid.images[:3]
     completed = painting.complete(model, images, 24, seed=0, choice=CHOICE, batch_size=2)
