@@ -15,8 +15,8 @@ from igpt_tf.sampling.parts import paint_in_parts
 class Sampler:
     """Paints with a model whose weights may go on changing.
 
-    A method compiles at its first call; with `jit_compile`, anew for each number of images. On CPUs
-    many images are painted in parts, see `parts`.
+    A method compiles at its first call; with `jit_compile`, anew for each number of images, and on
+    CPUs many images are then painted in parts (see `parts`; without XLA that gains nothing).
 
     Args:
         model: An `ImageGPT`.
@@ -26,6 +26,7 @@ class Sampler:
 
     def __init__(self, model: ImageGPT, *, jit_compile: bool = False, cache_dtype=None):
         self.model = model
+        self._in_parts = jit_compile
         compiled = functools.partial(
             tf.function,
             autograph=False,
@@ -74,7 +75,8 @@ class Sampler:
             tensors = _tensors(seed=later_seed(seed, part.start), **choice)
             return self._complete(tf.constant(tokens[part]), num_given, **tensors).numpy()
 
-        return paint_in_parts(paint, len(tokens))
+        whole = slice(0, len(tokens))
+        return paint_in_parts(paint, len(tokens)) if self._in_parts else paint(whole)
 
     def inpaint(self, tokens, known, *, num_rounds: int = painting.NUM_ROUNDS, **choice):
         """Keeps known pixels and fills the others, tokens int32[B,T]. Masked models only.
