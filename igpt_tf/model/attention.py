@@ -125,13 +125,15 @@ def _blocks(length: int, causal: bool) -> list[_Block]:
     size = max(_MIN_BLOCK, -(-length // _NUM_BLOCKS))
     blocks = []
     for start in range(0, length, size):
-        if not causal:
-            blocks.append(_Block(start, length, None))
-            continue
-        seen = min(start + size, length)
-        visible = ops.arange(seen) <= ops.arange(start, seen)[:, None]
-        blocks.append(_Block(start, seen, ops.where(visible, 0.0, _HIDDEN)))
+        seen = min(start + size, length) if causal else length
+        blocks.append(_Block(start, seen, _mask(start, seen) if causal else None))
     return blocks
+
+
+def _mask(start: int, stop: int):
+    """float32[stop - start, stop]: queries `start` on see the keys up to their own."""
+    visible = ops.arange(stop) <= ops.arange(start, stop)[:, None]
+    return ops.where(visible, 0.0, _HIDDEN)
 
 
 def _cut(x, blocks) -> list:
@@ -174,8 +176,9 @@ def _backward(query, key, value, merged, upstream, blocks):
     previous, gradients = upstream, []
     for query, above, sums, block in zip(*columns, blocks, strict=True):
         seen_key, seen_value = _seen(key, block), _seen(value, block)
-        weights = _weights(query * after(previous, scale), seen_key, block.mask)
-        slopes = ops.matmul(above * after(previous, scale), transposed(seen_value))
+        turn = after(previous, scale)
+        weights = _weights(query * turn, seen_key, block.mask)
+        slopes = ops.matmul(above * turn, transposed(seen_value))
         slopes = weights * (ops.cast(slopes, "float32") - sums)
         slopes, weights = ops.cast(slopes, query.dtype), ops.cast(weights, query.dtype)
         previous = ops.matmul(transposed(slopes), query)

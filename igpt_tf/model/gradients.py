@@ -24,21 +24,22 @@ def with_gradient(function: Callable) -> Callable:
     return differentiable
 
 
-def after(upstream, number: float):
-    """`number`, known only once the backward pass is at `upstream`.
+def after(tensor, number: float):
+    """`number`, known only once `tensor` is.
 
-    What the backward pass computes again with it is not found equal to what the forward pass
-    computed: graph optimisers would merge the two, and so keep it in memory.
+    What takes it waits for `tensor`, so that two large pieces of work are not in memory at once.
+    And what the backward pass computes again with it, after its incoming gradient, is not found
+    equal to what the forward pass computed: graph optimisers would merge the two, and keep it.
 
     Args:
-        upstream: float[...].
+        tensor: float[...].
         number: Finite.
 
     Returns:
         float[].
     """
     # The minimum is always zero, which no optimiser can know.
-    return number + ops.minimum(ops.square(ops.ravel(upstream)[0]), 0)
+    return number + ops.minimum(ops.square(ops.ravel(tensor)[0]), 0)
 
 
 def read(variable):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import check, check_given, later_seed
+from igpt_tf.limits import check, check_given
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import painting
 from igpt_tf.sampling.parts import paint_in_parts
@@ -68,12 +68,12 @@ class Sampler:
         num_given = tf.constant(num_given, tf.int32)
         return self._painted(self._checked(tokens), num_given, **choice)
 
-    def _painted(self, tokens, num_given, *, seed: int, **choice) -> np.ndarray:
-        check(seed=seed)
+    def _painted(self, tokens, num_given, **choice) -> np.ndarray:
+        choice = _tensors(**choice)
 
         def paint(part: slice):
-            tensors = _tensors(seed=later_seed(seed, part.start), **choice)
-            return self._complete(tf.constant(tokens[part]), num_given, **tensors).numpy()
+            later = {**choice, "seed": choice["seed"] + part.start}
+            return self._complete(tf.constant(tokens[part]), num_given, **later).numpy()
 
         whole = slice(0, len(tokens))
         return paint_in_parts(paint, len(tokens)) if self._in_parts else paint(whole)
@@ -111,7 +111,7 @@ class Sampler:
 
 def _tensors(*, seed: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> dict:
     """Checked arguments as tensors, so that other values do not compile anew."""
-    check(temperature=temperature, top_k=top_k, top_p=top_p)
+    check(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
     return {
         "seed": tf.constant(seed, tf.int32),
         "temperature": tf.constant(temperature, tf.float32),
