@@ -1,5 +1,6 @@
 """The step: what happens to one batch. It knows nothing of cadence, files or time."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from igpt_tf.palette import Palette
 from igpt_tf.training import strategies
+from igpt_tf.training.one_trace import OneTrace
 
 
 @gin.register("step_options")
@@ -73,6 +75,8 @@ class Trainer:
         self.strategy = tf.distribute.get_strategy()
         strategies.check_batch_size(self.strategy, batch_size, accumulation)
         jit_compile = strategies.has_accelerator() if jit_compile is None else jit_compile
+        network = model.network if objective.labelled else model
+        self._blocks = contextlib.nullcontext if jit_compile else OneTrace(network).in_use
         optimizer.build(model.trainable_variables)
         # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
         self._gradients = tf.function(self._accumulated_gradients, jit_compile=jit_compile)
@@ -169,7 +173,8 @@ class Trainer:
         """nats per token float32[b] of each image."""
         unused = ("tokens", "images") if self.objective.labelled else ("tokens", "images", "labels")
         draws = {key: batch[key] for key in batch if key not in unused}
-        return self.objective(self.model, self.tokens(batch), **draws)
+        with self._blocks():
+            return self.objective(self.model, self.tokens(batch), **draws)
 
     def tokens(self, batch: dict) -> tf.Tensor:
         """int32[b,T] of a batch, in whichever form it came."""

@@ -19,15 +19,13 @@ from igpt_tf.training.trainer import Trainer
 PALETTE = Palette.grey(7)
 
 
-def small_trainer(objective=None, **arguments):
+def small_trainer(objective=None, sizes=None, **arguments):
     objective = objective or Autoregressive()
     keras.utils.set_random_seed(0)
     model = ImageGPT(
         image_size=(4, 4),
         vocabulary_size=7,
-        num_layers=2,
-        hidden_dim=8,
-        num_heads=2,
+        **{"num_layers": 2, "hidden_dim": 8, "num_heads": 2, **(sizes or {})},
         causal=objective.causal,
     )
     return Trainer(
@@ -50,6 +48,26 @@ def losses(trainer, steps=5, **extra):
 def test_the_compiled_step_equals_the_plain_one():
     compiled = losses(small_trainer(jit_compile=True))
     np.testing.assert_allclose(compiled, losses(small_trainer(jit_compile=False)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_step_that_recomputes_its_blocks_trains_alike(jit_compile):
+    again = small_trainer(sizes={"recompute": True}, jit_compile=jit_compile)
+    kept = small_trainer(jit_compile=jit_compile)
+    np.testing.assert_allclose(losses(again), losses(kept), rtol=1e-6)
+
+
+def step_nodes(num_layers):
+    """How many operations a step's forward and backward pass hold, functions included."""
+    trainer = small_trainer(sizes={"num_layers": num_layers}, jit_compile=False)
+    batch = {"tokens": tf.constant(PALETTE.encode(images_of(0)))}
+    graph = trainer._gradients.get_concrete_function(batch).graph.as_graph_def()
+    return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
+
+
+def test_a_block_is_traced_once_however_many_there_are():
+    two, four = step_nodes(2), step_nodes(4)
+    assert four - two < 0.2 * two
 
 
 def test_images_quantised_in_the_step_train_like_tokens_from_the_host():
