@@ -24,10 +24,11 @@ KEPT = {
     "queries, keys and values": 3,
     "queries in blocks": 1,
     "the heads' outputs": 1,
+    "the MLP's first product": 4,
 }
 RECOMPUTED = {"the block's input": 1}
 # Of the one block at work, or of the head; the largest counts.
-WORKING_MLP = 27  # T x D numbers: six tensors, each 4 D wide, and what is left of the norm
+WORKING_MLP = 20  # T x D numbers: five tensors, each 4 D wide
 WORKING_HEADS = 4  # T x D numbers: gradients of queries, keys and values
 WORKING_SQUARES = 3  # [heads,T/4,T] float32 of one block of queries: weights, slopes, scores
 QUERY_SHARE = 1 / 4  # of the square [T,T]: four blocks of queries, one after the other
