@@ -9,6 +9,7 @@ import shlex
 import sys
 
 import igpt_tf
+from igpt_tf import cores
 
 FILE = "environment.jsonl"
 
@@ -35,7 +36,7 @@ def hardware() -> dict:
     """{"cpu", "cores", "memory_gb", "accelerators"}; None for what the system does not tell."""
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.machine() or None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": cores.count(),
         "memory_gb": _memory_gb(),
         "accelerators": _accelerators(),
     }

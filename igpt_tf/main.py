@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import config, cores, program
 
 flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
 flags.DEFINE_bool("dry_run", False, "Build everything, print the plan, train nothing.")
@@ -16,6 +16,7 @@ def main() -> None:
 
     # Imported late: a mistyped flag is answered at once, without waiting for TensorFlow.
     program.import_tensorflow()
+    cores.separate()
     from igpt_tf.training.train import train
 
     config.parse_flags()

@@ -6,7 +6,6 @@ import pytest
 
 # TensorFlow reads these when it is first imported; programs that tests start inherit them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "2")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Test processes run side by side; by default the first would take a GPU's whole memory.

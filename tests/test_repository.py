@@ -18,7 +18,7 @@ LIBRARY = ROOT / "igpt_tf"
 LONGEST_FILE = 350  # lines
 
 # The rooms of igpt_tf and what each may import of the others, besides itself.
-LEAVES = {"config", "environment", "errors", "exported", "limits", "program", "report"}
+LEAVES = {"config", "cores", "environment", "errors", "exported", "limits", "program", "report"}
 EVERYTHING = LEAVES | {
     "benchmark",
     "convert",
@@ -37,7 +37,8 @@ ROOMS = {
     "__init__": set(),
     "main": LEAVES | {"training"},
     "config": {"errors"},
-    "environment": set(),
+    "cores": set(),
+    "environment": {"cores"},
     "errors": set(),
     "exported": {"errors"},
     "limits": {"errors"},
@@ -51,7 +52,7 @@ ROOMS = {
     "objectives": {"errors"},
     "benchmark": EVERYTHING - {"downstream", "export", "convert", "serving"},
     "training": EVERYTHING - {"benchmark", "downstream", "export", "convert", "serving"},
-    "sampling": {"model", "palette", "errors", "limits"},
+    "sampling": {"cores", "model", "palette", "errors", "limits"},
     "downstream": EVERYTHING - {"benchmark", "convert", "serving"},
     "export": {"model", "sampling", "palette", "data", "errors", "exported", "limits"},
     "convert": {"model", "export", "palette", "report", "errors"},

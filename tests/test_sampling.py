@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from igpt_tf import cores
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import Sampler, cache_bytes, complete, parts, peak_bytes, sample
@@ -112,9 +113,9 @@ def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(sampler, tokens):
 
 
 def test_many_images_are_painted_in_parts_and_stay_what_they_are(model, monkeypatch):
-    monkeypatch.setattr(parts, "_cores", lambda: 3)
+    monkeypatch.setattr(cores, "count", lambda: 3)
     sizes = (1, 8, 15, 16, 17, 24, 25, 32)
-    assert [parts.count_parts(size) for size in sizes] == [1, 1, 1, 2, 1, 3, 1, 2]
+    assert [parts.count_parts(size, 3) for size in sizes] == [1, 1, 1, 2, 1, 3, 1, 2]
     sampler = Sampler(model, jit_compile=True)
     together = sampler.sample(24, seed=10)
     few = [sampler.sample(4, seed=10 + start) for start in range(0, 24, 4)]

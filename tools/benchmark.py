@@ -11,7 +11,7 @@ import os
 
 from absl import flags
 
-from igpt_tf import program
+from igpt_tf import cores, program
 from igpt_tf.benchmark import parts
 from igpt_tf.errors import InputError
 
@@ -40,7 +40,7 @@ def main() -> None:
         chosen,
         repeats=values.repeats,
         precision=values.precision,
-        threads=values.threads or len(os.sched_getaffinity(0)),
+        threads=values.threads or cores.count(),
     )
     text = table.of(result["parts"], chosen)
     report.write_json(os.path.join(workdir, "benchmark.json"), result)

@@ -11,7 +11,7 @@ The same command again resumes the run.
 
 from absl import flags
 
-from igpt_tf import config, exported, program
+from igpt_tf import config, cores, exported, program
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
@@ -26,6 +26,7 @@ def main() -> None:
     data = exported.read_metadata(saved_model).get("data")
 
     program.import_tensorflow()
+    cores.separate()
     from igpt_tf.downstream.finetune import finetune
 
     # As bindings, so that they are part of the configuration that a workdir belongs to.

@@ -9,7 +9,7 @@ Completions are of the held-out images of the model's own data set unless --imag
 import gin
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import config, cores, program
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where the pictures go.")
@@ -47,6 +47,8 @@ def main() -> None:
     """Flags -> configuration -> `sample`."""
     program.require_flags("saved_model", "workdir")
     program.import_tensorflow()
+    if not flags.FLAGS.jit_compile:  # XLA shares out its own work
+        cores.separate()
     import igpt_tf.downstream  # noqa: F401 - registers what gin may name
 
     config.parse_flags()

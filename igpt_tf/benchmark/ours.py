@@ -13,6 +13,7 @@ import time
 import keras
 import numpy as np
 
+from igpt_tf import cores
 from igpt_tf.benchmark.shapes import VOCABULARY_SIZE
 from igpt_tf.benchmark.worker import Order
 from igpt_tf.model import ImageGPT
@@ -32,7 +33,7 @@ def device_peak_bytes() -> int | None:
 
 def train(order: Order):
     """A training step, as the program takes it."""
-    model, tokens = build(order), tokens_of(order)
+    model, tokens = build(order, separate=True), tokens_of(order)
     if keras.backend.backend() == "jax":
         from igpt_tf.benchmark import ours_jax
 
@@ -71,7 +72,8 @@ def sample(order: Order):
     """Painting images; the rival "ours_jit" compiles the loop with XLA."""
     from igpt_tf.sampling import Sampler
 
-    sampler = Sampler(build(order), jit_compile=order.rival == "ours_jit")
+    jit_compile = order.rival == "ours_jit"
+    sampler = Sampler(build(order, separate=not jit_compile), jit_compile=jit_compile)
     return lambda: sampler.sample(order.shape.batch_size, seed=0)
 
 
@@ -117,18 +119,20 @@ def matmul(order: Order):
     return lambda: product().numpy()
 
 
-def _set_up(order: Order) -> None:
+def _set_up(order: Order, separate: bool = False) -> None:
     if order.precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(order.threads)
+        if separate:
+            cores.separate()
 
 
-def build(order: Order) -> ImageGPT:
-    """The network, and Keras and TensorFlow set to what was ordered."""
-    _set_up(order)
+def build(order: Order, separate: bool = False) -> ImageGPT:
+    """The network, and Keras and TensorFlow set to what was ordered, cores separate if so used."""
+    _set_up(order, separate)
     shape = order.shape
     return ImageGPT(
         image_size=(shape.side, shape.side),

@@ -86,6 +86,7 @@ def serve(order: Order, answers) -> None:
     def answer(**fields):
         print(json.dumps(fields), file=answers, flush=True)
 
+    _use_cores(order.threads)
     start = time.perf_counter()
     try:
         if _uses_tensorflow(order):
@@ -101,6 +102,12 @@ def serve(order: Order, answers) -> None:
             break
         answer(**timed(turn))
     answer(peak_bytes=memory_bytes(), device_bytes=module.device_peak_bytes())
+
+
+def _use_cores(number: int) -> None:
+    """No more than so many."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
 
 
 def _uses_tensorflow(order: Order) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from igpt_tf import cores
 from igpt_tf.data import Source
 from igpt_tf.data.images import decode, read
 from igpt_tf.downstream.splits import source_of
@@ -13,6 +14,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.export.load import SavedModel, load_model
 from igpt_tf.limits import check, later_seed
 from igpt_tf.sampling import Sampler
+from igpt_tf.sampling.parts import paint_in_parts
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -115,11 +117,14 @@ def complete(
 
 
 def _in_batches(paint, num_images: int, batch_size: int, title: str) -> np.ndarray:
+    def of_batch(start):
+        return lambda part: paint(start + part.start, part.stop - part.start)["images"]
+
     painted = []
     with tqdm(total=num_images, unit="image", desc=title) as bar:
         for start in range(0, num_images, batch_size):
             size = min(batch_size, num_images - start)
-            painted.append(paint(start, size)["images"])
+            painted.append(paint_in_parts(of_batch(start), size, cores.at_once()))
             bar.update(size)
     return np.concatenate(painted)
 

@@ -1,6 +1,5 @@
 """Linear classifiers on features: L-BFGS in memory, SGD in a stream."""
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import gin
 import numpy as np
 from tqdm import tqdm
 
+from igpt_tf import cores
 from igpt_tf.downstream.features import Rows
 from igpt_tf.errors import InputError
 
@@ -165,7 +165,7 @@ def fit_each(fit: Callable, items: Sequence, title: str) -> list:
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    workers = min(_MOST_WORKERS, os.cpu_count() or 1)
+    workers = min(_MOST_WORKERS, cores.count())
     # [C,N] @ [N,D] is too small to share: two threads of BLAS take 10 times as long as one.
     with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(workers) as threads:
         # Ending at the last step is early stopping, not a fault.

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from igpt_tf import cores
 from igpt_tf.errors import InputError
 from igpt_tf.limits import check, check_given
 from igpt_tf.model import ImageGPT
@@ -15,8 +16,8 @@ from igpt_tf.sampling.parts import paint_in_parts
 class Sampler:
     """Paints with a model whose weights may go on changing.
 
-    A method compiles at its first call; with `jit_compile`, anew for each number of images, and on
-    CPUs many images are then painted in parts (see `parts`; without XLA that gains nothing).
+    A method compiles at its first call; with `jit_compile`, anew for each number of images. On CPUs
+    many images are painted in parts, a core each, by XLA or after `cores.separate`.
 
     Args:
         model: An `ImageGPT`.
@@ -26,7 +27,7 @@ class Sampler:
 
     def __init__(self, model: ImageGPT, *, jit_compile: bool = False, cache_dtype=None):
         self.model = model
-        self._in_parts = jit_compile
+        self._most_parts = cores.count() if jit_compile else cores.at_once()
         compiled = functools.partial(
             tf.function,
             autograph=False,
@@ -75,8 +76,7 @@ class Sampler:
             later = {**choice, "seed": choice["seed"] + part.start}
             return self._complete(tf.constant(tokens[part]), num_given, **later).numpy()
 
-        whole = slice(0, len(tokens))
-        return paint_in_parts(paint, len(tokens)) if self._in_parts else paint(whole)
+        return paint_in_parts(paint, len(tokens), self._most_parts)
 
     def inpaint(self, tokens, known, *, num_rounds: int = painting.NUM_ROUNDS, **choice):
         """Keeps known pixels and fills the others, tokens int32[B,T]. Masked models only.

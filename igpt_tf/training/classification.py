@@ -98,6 +98,10 @@ class Scorer:
 
     def _replica_scores(self, batch):
         """(confusion float32[C,C], nats of the labels float32[], generative loss float32[])."""
+        parts = [self._part_scores(part) for part in self._trainer.branches(batch)]
+        return tuple(tf.add_n(scores) for scores in zip(*parts, strict=True))
+
+    def _part_scores(self, batch):
         labels, weight = batch["labels"], batch["weight"]
         num_classes = self._trainer.model.num_classes
         probabilities, decided, nats = self._decided(batch)

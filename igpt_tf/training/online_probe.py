@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from igpt_tf import cores
 from igpt_tf.data import Source
 from igpt_tf.training.feeding import subset
 from igpt_tf.training.summaries import Summaries
@@ -68,8 +70,12 @@ class OnlineProbe:
         # The last batch is filled up: another shape would be traced, or compiled, once more.
         padded = np.pad(tokens, ((0, -len(tokens) % _BATCH_SIZE), (0, 0)))
         batches = np.split(padded, len(padded) // _BATCH_SIZE)
-        features = [self._features(tf.constant(batch)).numpy() for batch in batches]
+        with ThreadPoolExecutor(cores.at_once()) as threads:
+            features = list(threads.map(self._batch_features, batches))
         return np.concatenate(features)[: len(tokens)].swapaxes(0, 1)
+
+    def _batch_features(self, tokens: np.ndarray) -> np.ndarray:
+        return self._features(tf.constant(tokens)).numpy()
 
 
 def online_probe(

@@ -103,6 +103,13 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
     return resolver.task_id
 
 
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """How many of its replicas this process has."""
+    if strategy.num_replicas_in_sync == 1:
+        return 1  # the default strategy does not tell its devices
+    return len(strategy.extended.worker_devices)
+
+
 def agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None:
     """Tells whether something is so on any host, every host asking at the same step.
 

@@ -8,6 +8,7 @@ import gin
 import keras
 import tensorflow as tf
 
+from igpt_tf import cores
 from igpt_tf.palette import Palette
 from igpt_tf.training import strategies
 from igpt_tf.training.one_trace import OneTrace
@@ -77,6 +78,9 @@ class Trainer:
         jit_compile = strategies.has_accelerator() if jit_compile is None else jit_compile
         network = model.network if objective.labelled else model
         self._blocks = contextlib.nullcontext if jit_compile else OneTrace(network).in_use
+        share = batch_size // (self.strategy.num_replicas_in_sync * accumulation)
+        at_once = cores.at_once() // strategies.local_replicas(self.strategy)
+        self._branches = 1 if jit_compile else cores.equal_parts(share, at_once)
         optimizer.build(model.trainable_variables)
         # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
         self._gradients = tf.function(self._accumulated_gradients, jit_compile=jit_compile)
@@ -171,10 +175,18 @@ class Trainer:
 
     def _image_nats(self, batch):
         """nats per token float32[b] of each image."""
+        with self._blocks():
+            return tf.concat([self._branch_nats(part) for part in self.branches(batch)], axis=0)
+
+    def branches(self, batch: dict) -> list[dict]:
+        """Parts of a batch whose operations nothing orders, so that each core can take one."""
+        columns = {name: tf.split(x, self._branches) for name, x in batch.items()}
+        return [{name: parts[i] for name, parts in columns.items()} for i in range(self._branches)]
+
+    def _branch_nats(self, batch):
         unused = ("tokens", "images") if self.objective.labelled else ("tokens", "images", "labels")
         draws = {key: batch[key] for key in batch if key not in unused}
-        with self._blocks():
-            return self.objective(self.model, self.tokens(batch), **draws)
+        return self.objective(self.model, self.tokens(batch), **draws)
 
     def tokens(self, batch: dict) -> tf.Tensor:
         """int32[b,T] of a batch, in whichever form it came."""

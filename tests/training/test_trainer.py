@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igpt_tf import cores
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive, Masked
 from igpt_tf.palette import Palette
@@ -55,6 +56,27 @@ def test_a_step_that_recomputes_its_blocks_trains_alike(jit_compile):
     again = small_trainer(sizes={"recompute": True}, jit_compile=jit_compile)
     kept = small_trainer(jit_compile=jit_compile)
     np.testing.assert_allclose(losses(again), losses(kept), rtol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [Autoregressive(), Masked(0.5)])
+def test_cores_that_take_parts_of_a_batch_train_and_judge_alike(objective, monkeypatch):
+    def judged():
+        trainer, draws = small_trainer(objective), {}
+        if not objective.causal:
+            draws["masked"] = tf.constant(np.random.default_rng(0).random((8, 16)) < 0.5)
+        taken = losses(trainer, **draws)
+        tokens = tf.constant(PALETTE.encode(images_of(9)))
+        weight = tf.constant([1.0] * 5 + [0.0] * 3)
+        return len(trainer.branches({"tokens": tokens})), [
+            *taken,
+            trainer.evaluate([{"tokens": tokens, "weight": weight, **draws}]),
+        ]
+
+    one, alone = judged()
+    monkeypatch.setattr(cores, "at_once", lambda: 3)
+    two, apart = judged()
+    assert (one, two) == (1, 2)  # 8 images cannot be cut into 3 equal parts
+    np.testing.assert_allclose(apart, alone, rtol=1e-6)
 
 
 def step_nodes(num_layers):
