@@ -28,9 +28,9 @@ KEPT = {
 }
 RECOMPUTED = {"the block's input": 1}
 # Of the one block at work, or of the head; the largest counts.
-WORKING_MLP = 20  # T x D numbers: five tensors, each 4 D wide
+WORKING_MLP = 17  # T x D numbers: four tensors, each 4 D wide, and what is left of the norm
 WORKING_HEADS = 4  # T x D numbers: gradients of queries, keys and values
-WORKING_SQUARES = 3  # [heads,T/4,T] float32 of one block of queries: weights, slopes, scores
+WORKING_SQUARES = 4  # [heads,T/4,T] float32 of a block of queries: weights, slopes, two scores
 QUERY_SHARE = 1 / 4  # of the square [T,T]: four blocks of queries, one after the other
 WORKING_LOGITS = 3  # [T,V] float32: logits, probabilities, gradients
 CAUSAL_SHARE = 5 / 8  # of the square [T,T]: each block of queries over its own prefix
