@@ -72,7 +72,9 @@ def sample(
     check(seed=seed)
     paint = model.signature("sample")
     return _in_batches(
-        lambda start, size: paint(num_images=size, seed=later_seed(seed, start), **vars(choice)),
+        lambda part: paint(
+            num_images=part.stop - part.start, seed=later_seed(seed, part.start), **vars(choice)
+        ),
         num_images,
         batch_size,
         "sample",
@@ -104,10 +106,10 @@ def complete(
     check(seed=seed)
     paint = model.signature("complete")
     return _in_batches(
-        lambda start, size: paint(
-            images=images[start : start + size],
+        lambda part: paint(
+            images=images[part],
             num_given=num_given,
-            seed=later_seed(seed, start),
+            seed=later_seed(seed, part.start),
             **vars(choice),
         ),
         len(images),
@@ -117,15 +119,14 @@ def complete(
 
 
 def _in_batches(paint, num_images: int, batch_size: int, title: str) -> np.ndarray:
-    def of_batch(start):
-        return lambda part: paint(start + part.start, part.stop - part.start)["images"]
-
     painted = []
     with tqdm(total=num_images, unit="image", desc=title) as bar:
         for start in range(0, num_images, batch_size):
-            size = min(batch_size, num_images - start)
-            painted.append(paint_in_parts(of_batch(start), size, cores.at_once()))
-            bar.update(size)
+            batch = range(start, min(start + batch_size, num_images))
+            painted.append(
+                paint_in_parts(lambda part: paint(part)["images"], batch, cores.at_once())
+            )
+            bar.update(len(batch))
     return np.concatenate(painted)
 
 

@@ -22,16 +22,16 @@ def count_parts(num_images: int, most: int) -> int:
     return cores.equal_parts(num_images, min(most, num_images // _FEWEST_IMAGES))
 
 
-def paint_in_parts(paint: Callable[[slice], np.ndarray], num_images: int, most: int) -> np.ndarray:
+def paint_in_parts(paint: Callable[[slice], np.ndarray], images: range, most: int) -> np.ndarray:
     """What `paint` returns for the parts, put together again.
 
     Args:
         paint: Called with the part of the images that it is to paint, by several threads.
-        num_images: N, of all parts.
+        images: The numbers of all of them.
         most: How many parts there may be.
     """
-    count = count_parts(num_images, most)
-    size = num_images // count
-    parts = [slice(start, start + size) for start in range(0, num_images, size)]
+    count = count_parts(len(images), most)
+    size = len(images) // count
+    parts = [slice(start, start + size) for start in images[::size]]
     with ThreadPoolExecutor(count) as pool:
         return np.concatenate(list(pool.map(paint, parts)))

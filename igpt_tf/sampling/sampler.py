@@ -76,7 +76,7 @@ class Sampler:
             later = {**choice, "seed": choice["seed"] + part.start}
             return self._complete(tf.constant(tokens[part]), num_given, **later).numpy()
 
-        return paint_in_parts(paint, len(tokens), self._most_parts)
+        return paint_in_parts(paint, range(len(tokens)), self._most_parts)
 
     def inpaint(self, tokens, known, *, num_rounds: int = painting.NUM_ROUNDS, **choice):
         """Keeps known pixels and fills the others, tokens int32[B,T]. Masked models only.

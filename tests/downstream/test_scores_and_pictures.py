@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_tf import pictures
+from igpt_tf import cores, pictures
 from igpt_tf.data import digits
 from igpt_tf.downstream import evaluation, gallery, painting, palettes
 from igpt_tf.errors import InputError
@@ -89,6 +89,21 @@ def test_an_image_of_a_seed_is_the_same_in_any_batch(model):
     later = painting.sample(model, 1, seed=7, choice=CHOICE, batch_size=2)
     np.testing.assert_array_equal(whole, parts)
     np.testing.assert_array_equal(whole[4:], later)
+
+
+def test_cores_that_paint_a_part_each_paint_the_same_images(model, monkeypatch):
+    originals = digits().valid.images[:18]
+
+    def painted():
+        samples = painting.sample(model, 18, seed=3, choice=CHOICE, batch_size=16)
+        return samples, painting.complete(
+            model, originals, 40, seed=5, choice=CHOICE, batch_size=16
+        )
+
+    together = painted()
+    monkeypatch.setattr(cores, "at_once", lambda: 2)
+    for one, other in zip(together, painted(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_seeds_go_on_at_the_smallest_after_the_largest_whatever_the_batches(model):
