@@ -82,6 +82,11 @@ def borrow(root: str, names: Sequence[str], lender: str = "train") -> None:
                 gin.bind_parameter(f"{root}.{name}", gin.query_parameter(f"{lender}.{name}"))
 
 
+def bound(name: str):
+    """What a configurable's parameter is bound to, None if to nothing."""
+    return gin.query_parameter(name) if _is_bound(name) else None
+
+
 def operative_text() -> str:
     """The configuration in force, defaults included, as gin text that repeats the run."""
     return gin.operative_config_str()

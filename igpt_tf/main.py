@@ -16,10 +16,11 @@ def main() -> None:
 
     # Imported late: a mistyped flag is answered at once, without waiting for TensorFlow.
     program.import_tensorflow()
-    cores.separate()
     from igpt_tf.training.train import train
 
     config.parse_flags()
+    if not config.bound("step_options.jit_compile"):  # XLA shares out its own work
+        cores.separate()
     train(workdir=flags.FLAGS.workdir, dry_run=flags.FLAGS.dry_run)
 
 

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from igpt_tf import cores
+
 RUN = "gin/runs/digits_tiny_ar.gin"
 SHORT = (
     "train.num_steps=12",
@@ -219,6 +221,21 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
     ended = run(tmp_path / "run", flags=["--dry_run"])
     assert ended.returncode == 0 and "1,437 training" in ended.stdout
     assert not (tmp_path / "run").exists()
+
+
+TELLING = """
+from igpt_tf import cores, main, program
+program.run(lambda: main.main() or print(cores.at_once()))
+"""
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cores_are_separate_unless_xla_shares_out_the_work(compiled):
+    binding = f"--gin_param=step_options.jit_compile={compiled}"
+    command = [sys.executable, "-c", TELLING, f"--gin_file={RUN}", "--dry_run", binding]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    alone = compiled or cores.count() == 1
+    assert (ended.stdout.split()[-1] == "1") == alone
 
 
 def test_the_workdir_says_where_and_with_what_it_ran(straight):

@@ -26,7 +26,6 @@ def main() -> None:
     data = exported.read_metadata(saved_model).get("data")
 
     program.import_tensorflow()
-    cores.separate()
     from igpt_tf.downstream.finetune import finetune
 
     # As bindings, so that they are part of the configuration that a workdir belongs to.
@@ -35,6 +34,8 @@ def main() -> None:
         f"finetune.from_scratch = {flag.from_scratch}",
     ]
     config.parse(config.recipes("finetune", data, flag.gin_file), [*own, *flag.gin_param])
+    if not config.bound("step_options.jit_compile"):  # XLA shares out its own work
+        cores.separate()
     finetune(workdir=flag.workdir)
 
 
