@@ -13,7 +13,7 @@ help: ## list the targets
 setup: $(INSTALLED) ## create .venv and install requirements.lock
 	@echo "The environment is ready: .venv"
 
-demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (5 minutes on 2 cores)
+demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (2 to 5 minutes on 2 cores)
 	@$(PYTHON) -m tools.demo
 
 test: $(INSTALLED) ## run the tests, but for the slow, browser, parity and faults ones
