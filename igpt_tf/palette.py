@@ -115,11 +115,10 @@ class Palette:
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8[B,H,W,3] -> tokens int32[B,T], T = H * W in raster order, by the colour table."""
         _check_images(images)
-        # Four bytes a pixel, blue first, are red << 16 | green << 8 | blue without arithmetic.
-        colours = np.zeros((*images.shape[:-1], 4), "uint8")
-        for channel in range(3):
-            colours[..., channel] = images[..., 2 - channel]
-        tokens = self.table.take(colours.view("<i4"), mode="clip")
+        # Four bytes from each pixel on are its colour, and a byte of the next to be cut off.
+        channels = np.append(images, np.uint8(0))
+        colours = np.ndarray(images.size // 3, "<i4", channels, strides=(3,)) & 0xFFFFFF
+        tokens = self.table.take(colours, mode="clip")
         return tokens.reshape(len(images), -1).astype("int32")
 
     def decode(self, tokens: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -154,7 +153,7 @@ class Palette:
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """int16[2^24]: the token of every colour, at index red << 16 | green << 8 | blue."""
+        """int16[2^24]: the token of every colour, at index blue << 16 | green << 8 | red."""
         table = np.empty((32, _CELL) * 3, "int16")
         candidates = self._candidates_of_cells()
         counts = candidates.sum(axis=1)
@@ -195,7 +194,7 @@ class Palette:
         nearness = np.matmul(pixels, colours[index].transpose(0, 2, 1)) - offsets[index][:, None]
         tokens = np.take_along_axis(index, nearness.argmax(axis=-1), axis=1)
         red, green, blue = cell.T
-        table[red, :, green, :, blue, :] = tokens.reshape(-1, _CELL, _CELL, _CELL)
+        table[blue, :, green, :, red, :] = tokens.reshape(-1, _CELL, _CELL, _CELL).swapaxes(1, 3)
 
 
 def _outer_sum(red, green, blue):

@@ -40,7 +40,7 @@ def test_host_tokens_equal_device_tokens(palette, jit_compile):
 
 def test_every_colour_of_the_table_equals_the_device_token(palette):
     index = np.arange(2**24, dtype="int32")[::257]
-    images = np.stack([index >> 16, index >> 8 & 255, index & 255], -1).astype("uint8")
+    images = np.stack([index & 255, index >> 8 & 255, index >> 16], -1).astype("uint8")
     tokens = palette.encode_tensor(images[None, None])
     np.testing.assert_array_equal(palette.table[index], np.asarray(tokens)[0])
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 
-from igpt_tf.benchmark.pictures import centroids, photos
+from igpt_tf.benchmark.pictures import batches_of_photos, centroids
 from igpt_tf.benchmark.plain_gpt import device_peak_bytes, means, step, tokens_of
 from igpt_tf.benchmark.shapes import VOCABULARY_SIZE
 from igpt_tf.benchmark.worker import Order
@@ -39,8 +39,8 @@ def sample(order: Order):
 def palette(order: Order):
     """The image processor's colour quantisation alone."""
     processor = ImageGPTImageProcessor(clusters=centroids().tolist(), do_resize=False)
-    images = list(photos(order.units))
-    return lambda: processor(images)
+    batches = [list(images) for images in batches_of_photos(order.units)]
+    return lambda: [processor(images) for images in batches]
 
 
 def _model(order: Order):

@@ -79,11 +79,11 @@ def sample(order: Order):
 
 def palette(order: Order):
     """Images to tokens by the colour table, which the first turn makes."""
-    from igpt_tf.benchmark.pictures import centroids, photos
+    from igpt_tf.benchmark.pictures import batches_of_photos, centroids
     from igpt_tf.palette import Palette
 
-    colours, images = Palette(centroids()), photos(order.units)
-    return lambda: colours.encode(images)
+    colours, batches = Palette(centroids()), batches_of_photos(order.units)
+    return lambda: [colours.encode(images) for images in batches]
 
 
 def startup(order: Order):

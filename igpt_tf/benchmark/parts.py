@@ -67,7 +67,7 @@ PARTS = {
     "train_s": _train("iGPT-S", shapes.S, _WITH_RECOMPUTE, heavy=True),
     "features": _features("nano", _HUNDRED),
     "sampling": _sample("nano", shapes.NANO),
-    "palette": Part("palette encode, 32x32", "palette", ("ours", "huggingface"), "image", 100),
+    "palette": Part("palette encode, 32x32", "palette", ("ours", "huggingface"), "image", 500),
     "startup": Part("start to first step, digits", "startup", ("ours",), "start", 1, heavy=True),
     "train_m": _train("iGPT-M", shapes.M, _LARGE, heavy=True),
     "train_l": _train("iGPT-L", shapes.L, _LARGE, heavy=True),

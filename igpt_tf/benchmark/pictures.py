@@ -5,6 +5,7 @@ import numpy as np
 from igpt_tf.benchmark.shapes import VOCABULARY_SIZE
 
 _SIDE = 32
+_BATCH_SIZE = 100
 
 
 def centroids() -> np.ndarray:
@@ -12,7 +13,12 @@ def centroids() -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (VOCABULARY_SIZE, 3)).astype("float32")
 
 
-def photos(number: int) -> np.ndarray:
+def batches_of_photos(number: int) -> list[np.ndarray]:
+    """`number` pieces of photographs in equal batches of at most 100, uint8[B,32,32,3] each."""
+    return np.array_split(_photos(number), -(-number // _BATCH_SIZE))
+
+
+def _photos(number: int) -> np.ndarray:
     """Pieces of the two photographs of scikit-learn, uint8[number,32,32,3], at most 520."""
     from sklearn.datasets import load_sample_images
 

@@ -139,11 +139,11 @@ def _element(examples, images, indices, table) -> dict[str, tf.Tensor]:
 
 
 def _tokens(images: tf.Tensor, table: np.ndarray) -> tf.Tensor:
-    """int32[b,T] in raster order, by the table's rows r << 16 | g << 8 | b."""
+    """int32[b,T] in raster order, by the table's rows b << 16 | g << 8 | r."""
     with tf.init_scope(), tf.device("CPU:0"):  # a constant of the graph would be copied with it
         table = tf.constant(table)
     red, green, blue = tf.unstack(tf.cast(images, tf.int32), axis=-1)
-    tokens = tf.gather(table, (red * 256 + green) * 256 + blue)
+    tokens = tf.gather(table, (blue * 256 + green) * 256 + red)
     return tf.reshape(tf.cast(tokens, tf.int32), [images.shape[0], -1])
 
 

@@ -95,7 +95,7 @@ def test_tokens_are_the_tables_rows_in_raster_order(examples):
     (tokens,) = elements(examples, num_steps=1, table=table)
     (images,) = elements(examples, num_steps=1)
     red, green, blue = np.moveaxis(images["images"].astype(int), -1, 0)
-    expected = table[red << 16 | green << 8 | blue].reshape(8, 64)
+    expected = table[blue << 16 | green << 8 | red].reshape(8, 64)
     np.testing.assert_array_equal(tokens["tokens"], expected)
     assert tokens["tokens"].dtype == np.int32 and "images" not in tokens
 
