@@ -17,6 +17,13 @@ def count() -> int:
     return os.cpu_count() or 1
 
 
+def has_accelerator() -> bool:
+    """Whether a GPU or TPU is at hand, which does the work instead."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
+
+
 def separate() -> None:
     """Gives each operation so few threads that up to 8 run at the same time.
 

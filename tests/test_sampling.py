@@ -122,11 +122,12 @@ def test_many_images_are_painted_in_parts_and_stay_what_they_are(model, monkeypa
     np.testing.assert_array_equal(together, np.concatenate(few))
 
 
-def test_new_weights_are_painted_with_at_once(tokens):
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_new_weights_are_painted_with_at_once(tokens, jit_compile):
     model = _model()
-    sampler = Sampler(model)
+    sampler = Sampler(model, jit_compile=jit_compile)
     before = sampler.complete(tokens, 2, seed=0)
-    model.output_embedding.assign(-model.output_embedding)
+    model.blocks[0].mlp.input_kernel.assign(-model.blocks[0].mlp.input_kernel)
     assert np.any(sampler.complete(tokens, 2, seed=0) != before)
 
 

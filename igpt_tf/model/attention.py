@@ -49,23 +49,23 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, x, norm=None):
         """Attends. `x` float[B,T,D] -> float[B,T,D]; `norm` is applied to `x` first."""
-        query, key, value = self.project(x, norm)
+        query, key, value = self.project(x, norm.matmul if norm else ops.matmul)
         merged = attend(query, key, value, causal=self.causal)
         return ops.matmul(merged, self.output_kernel)
 
-    def project(self, x, norm=None):
+    def project(self, x, matmul=ops.matmul):
         """float[B,T,D] -> query, key, value, each float[B,heads,T,head_dim]."""
         _, length, dim = x.shape
-        qkv = norm.matmul(x, self.qkv_kernel) if norm else ops.matmul(x, self.qkv_kernel)
+        qkv = matmul(x, self.qkv_kernel)
         if length == 1:  # positions and heads change places without moving a number
             qkv = ops.reshape(qkv, (-1, 3, self.num_heads, 1, dim // self.num_heads))
             return ops.unstack(qkv, axis=1)
         qkv = ops.reshape(qkv, (-1, length, 3, self.num_heads, dim // self.num_heads))
         return ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), axis=0)
 
-    def merge(self, heads):
+    def merge(self, heads, matmul=ops.matmul):
         """float[B,heads,T,head_dim] -> float[B,T,D], through the output matrix."""
-        return ops.matmul(_merged(heads), self.output_kernel)
+        return matmul(_merged(heads), self.output_kernel)
 
 
 def attend(query, key, value, *, causal: bool):

@@ -43,12 +43,12 @@ class MLP(keras.layers.Layer):
             name="output_kernel", shape=(4 * dim, dim), initializer=normal(stddev=MLP_STDDEV)
         )
 
-    def call(self, x, norm=None):
-        """float[B,T,D] -> float[B,T,D]; `norm` is applied to `x` first."""
+    def call(self, x, norm=None, matmul=ops.matmul):
+        """float[B,T,D] -> float[B,T,D]; `norm` is applied to `x` first, or `matmul` multiplies."""
         if norm:
             kernels = read(self.input_kernel), read(self.output_kernel)
             return normalised_mlp(x, read(norm.scale), *kernels)
-        return ops.matmul(quick_gelu(ops.matmul(x, self.input_kernel)), self.output_kernel)
+        return matmul(quick_gelu(matmul(x, self.input_kernel)), self.output_kernel)
 
 
 class Block(keras.layers.Layer):

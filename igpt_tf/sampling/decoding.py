@@ -7,8 +7,10 @@ loop over pixels. Nothing beyond the segment is stored or read.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
+from keras import ops
 
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling.cache import CoreCache, XlaCache, segment_length
@@ -26,6 +28,7 @@ class Decoder:
         xla: Whether this is traced inside a jit-compiled function. Segments are then unrolled,
             for static shapes; elsewhere they are a loop.
         cache_dtype: Of keys and values; "bfloat16" halves their memory.
+        matmul: Multiplies one pixel of each image with a kernel of the blocks.
     """
 
     model: ImageGPT
@@ -33,6 +36,7 @@ class Decoder:
     uniforms: tf.Tensor
     xla: bool
     cache_dtype: str
+    matmul: Callable = ops.matmul
 
     @property
     def cache(self):
@@ -158,18 +162,18 @@ class Decoder:
         visible = tf.range(tf.shape(caches[0][0])[2]) <= position
         h = tf.cast(h[:, None], model.compute_dtype)
         update = functools.partial(self.cache.update, position=position)
-        h, caches = self._advance(h, caches, update, visible)
+        h, caches = self._advance(h, caches, update, visible, self.matmul)
         return model.logits(h)[:, 0], caches
 
-    def _advance(self, h, caches, write, visible):
+    def _advance(self, h, caches, write, visible, matmul=ops.matmul):
         """h float[B,n,D] through all blocks, its keys and values being written to the caches."""
         written = []
         for block, cache in zip(self.model.blocks, caches, strict=True):
-            query, *new = block.attention.project(block.attention_norm(h))
+            query, *new = block.attention.project(block.attention_norm(h), matmul)
             cache = [write(c, tf.cast(n, c.dtype)) for c, n in zip(cache, new, strict=True)]
             heads = attend(query, *cache, visible)
-            h = h + tf.cast(block.attention.merge(heads), h.dtype)
-            h = h + tf.cast(block.mlp(block.mlp_norm(h)), h.dtype)
+            h = h + tf.cast(block.attention.merge(heads, matmul), h.dtype)
+            h = h + tf.cast(block.mlp(block.mlp_norm(h), matmul=matmul), h.dtype)
             written.append(tuple(cache))
         return h, written
 

@@ -1,12 +1,14 @@
 """What can be painted: samples, completions, fillings. Functions of tensors, for any graph."""
 
 import tensorflow as tf
+from keras import ops
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling.choosing import Brush, draw_uniforms
 from igpt_tf.sampling.decoding import Decoder
 from igpt_tf.sampling.inpainting import refill
+from igpt_tf.sampling.panels import Panels
 
 NUM_ROUNDS = 8
 
@@ -55,6 +57,7 @@ def complete(
     top_p=1.0,
     xla=False,
     cache_dtype=None,
+    panels=None,
 ):
     """Keeps the first `num_given` raster pixels of each image and paints the rest.
 
@@ -67,6 +70,7 @@ def complete(
         seed, temperature, top_k, top_p: As in `sample`.
         xla: See `Decoder`.
         cache_dtype: See `Decoder`; the model's own if None.
+        panels: What `panels.cut` made of the model, to multiply with in the place of kernels.
 
     Returns:
         Tokens int32[B,T].
@@ -78,7 +82,8 @@ def complete(
         known = tf.broadcast_to(tf.range(model.sequence_length) < num_given, tf.shape(tokens))
         return refill(model, tokens, known, seeds, NUM_ROUNDS, brush)
     uniforms = draw_uniforms(seeds, model.sequence_length)
-    decoder = Decoder(model, brush, uniforms, xla, cache_dtype or model.compute_dtype)
+    matmul = Panels(model, panels).matmul if panels else ops.matmul
+    decoder = Decoder(model, brush, uniforms, xla, cache_dtype or model.compute_dtype, matmul)
     return decoder.paint(tokens, num_given)
 
 

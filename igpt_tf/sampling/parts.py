@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
 from igpt_tf import cores
 
@@ -17,7 +16,7 @@ _FEWEST_IMAGES = 8  # in a part: each reads all weights for every pixel
 
 def count_parts(num_images: int, most: int) -> int:
     """Into how many equal parts: `most` at most, and one where there is a GPU or TPU."""
-    if any(device.device_type != "CPU" for device in tf.config.list_logical_devices()):
+    if cores.has_accelerator():
         return 1
     return cores.equal_parts(num_images, min(most, num_images // _FEWEST_IMAGES))
 

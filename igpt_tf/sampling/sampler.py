@@ -9,8 +9,8 @@ from igpt_tf import cores
 from igpt_tf.errors import InputError
 from igpt_tf.limits import check, check_given
 from igpt_tf.model import ImageGPT
-from igpt_tf.sampling import painting
-from igpt_tf.sampling.parts import paint_in_parts
+from igpt_tf.sampling import painting, panels
+from igpt_tf.sampling.parts import count_parts, paint_in_parts
 
 
 class Sampler:
@@ -27,6 +27,7 @@ class Sampler:
 
     def __init__(self, model: ImageGPT, *, jit_compile: bool = False, cache_dtype=None):
         self.model = model
+        self._cuts_panels = jit_compile and not cores.has_accelerator()
         self._most_parts = cores.count() if jit_compile else cores.at_once()
         compiled = functools.partial(
             tf.function,
@@ -71,12 +72,19 @@ class Sampler:
 
     def _painted(self, tokens, num_given, **choice) -> np.ndarray:
         choice = _tensors(**choice)
+        cut = self._panels(len(tokens) // count_parts(len(tokens), self._most_parts))
 
         def paint(part: slice):
             later = {**choice, "seed": choice["seed"] + part.start}
-            return self._complete(tf.constant(tokens[part]), num_given, **later).numpy()
+            return self._complete(tf.constant(tokens[part]), num_given, **later, **cut).numpy()
 
         return paint_in_parts(paint, range(len(tokens)), self._most_parts)
+
+    def _panels(self, num_images: int) -> dict:
+        """The kernels cut for parts of so many images, where it pays; a copy of the weights."""
+        if not (self._cuts_panels and self.model.causal and panels.worthwhile(num_images)):
+            return {}
+        return {"panels": panels.cut(self.model)}
 
     def inpaint(self, tokens, known, *, num_rounds: int = painting.NUM_ROUNDS, **choice):
         """Keeps known pixels and fills the others, tokens int32[B,T]. Masked models only.

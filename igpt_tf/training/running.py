@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from igpt_tf import config, environment
+from igpt_tf import config, cores, environment
 from igpt_tf.errors import InputError
 from igpt_tf.training import loop, strategies
 from igpt_tf.training.actions import Cadence, Report
@@ -200,7 +200,7 @@ def set_precision(name: str, precision: str) -> None:
 def quantizes_on_device(name: str, quantize_on: str) -> bool:
     """Whether the palette is applied on the device; `name` as above. Raises: InputError."""
     check_choice(name, quantize_on, ("auto", "host", "device"))
-    return quantize_on == "device" or (quantize_on == "auto" and strategies.has_accelerator())
+    return quantize_on == "device" or (quantize_on == "auto" and cores.has_accelerator())
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

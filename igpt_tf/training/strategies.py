@@ -156,11 +156,6 @@ def naming_a_lost_worker(strategy: tf.distribute.Strategy):
         ) from None
 
 
-def has_accelerator() -> bool:
-    """Whether a GPU or TPU is at hand."""
-    return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
-
-
 def peak_memory_gb() -> float:
     """The most this process has held so far, in GB: of the fullest GPU, else of main memory."""
     gpus = tf.config.list_logical_devices("GPU")

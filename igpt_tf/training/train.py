@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import igpt_tf.objectives  # noqa: F401
-from igpt_tf import config
+from igpt_tf import config, cores
 from igpt_tf.data import Source
 from igpt_tf.errors import InputError
 from igpt_tf.export import write as write_saved_model
@@ -168,7 +168,7 @@ def _beside(
     def actions(checkpoints: Checkpoints, summaries: Summaries) -> list[loop.Periodic]:
         heldout = feed.evaluation(subset(source.valid, cadence.num_heldout_images))
         draw = Draw(
-            Sampler(trainer.model, jit_compile=strategies.has_accelerator()),
+            Sampler(trainer.model, jit_compile=cores.has_accelerator()),
             trainer.palette,
             trainer.palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
             summaries,

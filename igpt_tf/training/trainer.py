@@ -75,7 +75,7 @@ class Trainer:
         self.steps_per_call = steps_per_call
         self.strategy = tf.distribute.get_strategy()
         strategies.check_batch_size(self.strategy, batch_size, accumulation)
-        jit_compile = strategies.has_accelerator() if jit_compile is None else jit_compile
+        jit_compile = cores.has_accelerator() if jit_compile is None else jit_compile
         network = model.network if objective.labelled else model
         self._blocks = contextlib.nullcontext if jit_compile else OneTrace(network).in_use
         share = batch_size // (self.strategy.num_replicas_in_sync * accumulation)
