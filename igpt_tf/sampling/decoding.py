@@ -69,17 +69,21 @@ class Decoder:
             return caches
         leaders, followed = beginnings(tokens, num_given)
         alone = tf.gather(tokens, leaders)
-        _, caches = tf.while_loop(
+        room = self._room(tf.size(leaders), 0)
+        _, begun = tf.while_loop(
             lambda start, _: start < num_given,
             lambda start, caches: (start + self.length, self._given(start, alone, caches)),
-            (0, self._room(tf.size(leaders), 0)),
-            shape_invariants=(tf.TensorShape([]), tf.nest.map_structure(_any_length, caches)),
+            (0, room),
+            shape_invariants=(tf.TensorShape([]), tf.nest.map_structure(_any_length, room)),
         )
         # Copied only where it is needed: the caches are most of the memory.
-        return tf.cond(
+        begun = tf.cond(
             tf.size(leaders) < tf.size(followed),
-            lambda: tf.nest.map_structure(lambda cache: tf.gather(cache, followed), caches),
-            lambda: caches,
+            lambda: tf.nest.map_structure(lambda cache: tf.gather(cache, followed), begun),
+            lambda: begun,
+        )
+        return tf.nest.map_structure(
+            lambda cache, whole: tf.ensure_shape(cache, _any_length(whole)), begun, caches
         )
 
     def _loop(self, tokens, num_given, caches):
