@@ -2,13 +2,26 @@
 
 import contextlib
 import os
+import tokenize
 from collections.abc import Sequence
 
 import gin
 from absl import flags
 
+from igpt_tf import bindings
 from igpt_tf.errors import InputError
 
+# What gin raises on a mistake; a file that includes itself recurses.
+_MISTAKES = (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    OSError,
+    ImportError,
+    AttributeError,
+    tokenize.TokenError,
+    RecursionError,
+)
 _RECIPES = os.path.join("gin", "tools")
 
 flags.DEFINE_multi_string("gin_file", [], "A gin file; may be repeated.")
@@ -26,7 +39,7 @@ def parse(gin_files: list[str], gin_params: list[str]) -> None:
     """Parses gin files, then single bindings, which win.
 
     Raises:
-        InputError: A file is missing, a name is misspelt or a value does not parse.
+        InputError: A file is missing, a name is misspelt, a value does not parse or does not suit.
     """
     for path in gin_files:
         if not os.path.isfile(path):
@@ -36,7 +49,9 @@ def parse(gin_files: list[str], gin_params: list[str]) -> None:
     for binding in gin_params:
         with _parsing(f"--gin_param={binding}"):
             gin.parse_config(binding)
-    gin.finalize()
+    with _parsing(", ".join([*gin_files, *gin_params])):
+        gin.finalize()
+    bindings.check(_bindings(gin.config_str()))
 
 
 def recipes(tool: str, data: dict | None, given: Sequence[str]) -> list[str]:
@@ -116,6 +131,6 @@ def _parsing(received: str):
     """Turns what gin raises on a mistake into an InputError that quotes the mistaken input."""
     try:
         yield
-    except (ValueError, SyntaxError, TypeError, OSError, ImportError, AttributeError) as error:
-        what = " ".join(str(error).split())
+    except _MISTAKES as error:
+        what = " ".join(str(error).split(" in config string")[0].split())
         raise InputError(f"gin cannot parse this: {what}. Received: {received}") from None

@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags
@@ -11,6 +13,12 @@ from absl import flags
 from igpt_tf.errors import InputError
 
 EXIT_INPUT = 2
+_HELP = {"-h", "--help", "-help", "--helpfull"}
+_CALLERS = (os.path.join("gin", "config.py"), "inspect.py")  # who miss an argument
+_MISSING = re.compile(
+    r"(?:\S+ )?missing (?:a|\d+) required .*?argument(.*?)In call to configurable '([\w./]+)'",
+    re.DOTALL,
+)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
@@ -31,13 +39,10 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        mistake = _missing_value(error) or _lack_of_memory(error)
+        if mistake is None:
             raise
-        _refuse(
-            "the memory does not suffice: take smaller batches, or cut them into parts "
-            "(step_options.accumulation) or keep less (build_model.recompute) while training; "
-            "tools.plan tells what fits"
-        )
+        _refuse(mistake)
 
 
 def _refuse(line: str) -> None:
@@ -45,13 +50,30 @@ def _refuse(line: str) -> None:
     sys.exit(EXIT_INPUT)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, NumPy or a device had no memory left; a full disk is another matter."""
+def _missing_value(error: Exception) -> str | None:
+    """What to say of a configurable that gin called without all it needs; None of other errors."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    found = _MISSING.match(str(error))
+    if not (isinstance(error, TypeError) and found and raised_in.endswith(_CALLERS)):
+        return None
+    arguments, configurable = found.groups()
+    names = [f"{configurable}.{name}" for name in re.findall(r"'(\w+)'", arguments)]
+    return f"{' and '.join(names)} must be bound: --gin_param='{names[0]}=...', or in a gin file"
+
+
+def _lack_of_memory(error: Exception) -> str | None:
+    """What to say if Python, NumPy or a device had no memory left; not of a full disk."""
     exhausted = type(error).__name__ == "ResourceExhaustedError"  # TensorFlow may not be there yet
     message = str(error).lower()
-    return isinstance(error, MemoryError) or (
+    if isinstance(error, MemoryError) or (
         exhausted and ("oom" in message or "out of memory" in message)
-    )
+    ):
+        return (
+            "the memory does not suffice: take smaller batches, or cut them into parts "
+            "(step_options.accumulation) or keep less (build_model.recompute) while training; "
+            "tools.plan tells what fits"
+        )
+    return None
 
 
 def require_flags(*names: str) -> None:
@@ -90,11 +112,21 @@ def _keep_freed_memory_at_hand() -> None:
 def _parse_flags() -> None:
     """Parses `sys.argv`. Raises: InputError on an unknown flag, a bad value or a stray argument."""
     try:
+        if _HELP & set(sys.argv[1:]):
+            _help()
         rest = flags.FLAGS(sys.argv)[1:]
     except flags.Error as error:
         raise InputError(f"{error} (--help lists the flags)") from None
     if rest:
         raise InputError(f"flags start with two dashes (--help lists them). Received: {rest[0]!r}")
+
+
+def _help() -> None:
+    """Prints what the program is for and its flags, and ends it."""
+    print(sys.modules["__main__"].__doc__ or "")
+    print(flags.FLAGS.main_module_help())
+    print(flags.FLAGS.module_help("igpt_tf.config"))
+    sys.exit(0)
 
 
 def _one_line(error: InputError) -> str:

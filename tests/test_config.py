@@ -26,12 +26,22 @@ def test_a_binding_wins_over_a_file(tmp_path):
         ("backe.loaves = 3", "backe"),
         ("bake.loaves = @nothing()", "nothing"),
         ("bake.loaves = ", "bake.loaves"),
+        ("bake.loaves = [", "bake.loaves"),
+        ("bake.loaves = %NOTHING", "NOTHING"),
+        ("bake.loaves = %gin.REQUIRED", "bake.loaves"),
     ],
 )
 def test_a_misspelt_binding_is_refused_in_one_line_that_names_it(binding, named):
     with pytest.raises(InputError, match=named) as refusal:
         config.parse([], [binding])
     assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_includes_itself_is_refused(tmp_path):
+    path = tmp_path / "round.gin"
+    path.write_text(f"include '{path}'\n")
+    with pytest.raises(InputError, match="round.gin"):
+        config.parse([str(path)], [])
 
 
 def test_a_missing_file_is_refused():

@@ -203,6 +203,29 @@ def test_a_mistyped_flag_ends_with_code_2_and_one_line():
     assert "gin_fiel" in ended.stderr
 
 
+def test_help_lists_the_flags():
+    main = [sys.executable, "-m", "igpt_tf.main", "--help"]
+    ended = subprocess.run(main, capture_output=True, text=True)
+    assert ended.returncode == 0 and not ended.stderr
+    assert all(flag in ended.stdout for flag in ("Pretrains", "--gin_file", "--workdir"))
+
+
+@pytest.mark.parametrize(
+    ("files", "binding", "missing"),
+    [
+        (["base.gin"], "train.batch_size=3", "train.source and train.palette"),
+        (["runs/digits_tiny_ar.gin"], "train.source=@cifar10()", "cifar10.directory"),
+    ],
+)
+def test_a_missing_value_ends_with_code_2_and_one_line_that_names_it(files, binding, missing):
+    main = [sys.executable, "-m", "igpt_tf.main", "--dry_run", f"--gin_param={binding}"]
+    ended = subprocess.run(
+        main + [f"--gin_file=gin/{file}" for file in files], capture_output=True, text=True
+    )
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert f"error: {missing}" in ended.stderr and "must be bound" in ended.stderr
+
+
 def test_another_configuration_in_the_same_workdir_is_refused_and_nothing_lost(straight):
     before = (straight / "operative_config.gin").read_text()
     ended = run(straight, "train.seed=1")

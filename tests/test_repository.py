@@ -36,7 +36,8 @@ EVERYTHING = LEAVES | {
 ROOMS = {
     "__init__": set(),
     "main": LEAVES | {"training"},
-    "config": {"errors"},
+    "config": {"bindings", "errors"},
+    "bindings": {"errors"},
     "cores": set(),
     "environment": {"cores"},
     "errors": set(),

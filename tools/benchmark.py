@@ -19,9 +19,9 @@ flags.DEFINE_string("workdir", "runs/benchmark", "Where benchmark.json and bench
 flags.DEFINE_list(
     "parts", list(parts.DEFAULT_PARTS), f"What to measure, of {', '.join(parts.PARTS)}."
 )
-flags.DEFINE_integer("repeats", 9, "Turns of each rival; long ones take a third, at least 3.")
-flags.DEFINE_integer("threads", None, "Of every rival alike; all cores unless given.")
-flags.DEFINE_integer("batch_size", None, "Instead of each model part's own.")
+flags.DEFINE_integer("repeats", 9, "Turns of each rival; long ones take a third, at least 3.", 1)
+flags.DEFINE_integer("threads", None, "Of every rival alike; all cores unless given.", 1)
+flags.DEFINE_integer("batch_size", None, "Instead of each model part's own.", 1)
 flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Of our side.")
 
 

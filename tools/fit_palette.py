@@ -14,10 +14,10 @@ from absl import flags
 from igpt_tf import config, program
 
 flags.DEFINE_string("images", None, "A folder of PNG and JPEG files, with or without classes.")
-flags.DEFINE_integer("image_size", 32, "Images of the folder are shrunk to this size.")
+flags.DEFINE_integer("image_size", 32, "Images of the folder are shrunk to this size.", 1)
 flags.DEFINE_string("workdir", None, "Where palette.npy, palette.json and palette.png go.")
-flags.DEFINE_integer("num_colours", 512, "Colours of the palette, the model's vocabulary.")
-flags.DEFINE_integer("seed", 0, "Fixes the result.")
+flags.DEFINE_integer("num_colours", 512, "Colours of the palette, the model's vocabulary.", 1)
+flags.DEFINE_integer("seed", 0, "Fixes the result.", 0, 2**31 - 1)
 
 
 @gin.configurable

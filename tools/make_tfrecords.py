@@ -13,7 +13,7 @@ from igpt_tf import config, program
 from igpt_tf.errors import InputError
 
 flags.DEFINE_string("workdir", None, "Where the shards and index.json go.")
-flags.DEFINE_integer("images_per_shard", 8192, "The last shard of a part may hold fewer.")
+flags.DEFINE_integer("images_per_shard", 8192, "The last shard of a part may hold fewer.", 1)
 
 
 @gin.configurable

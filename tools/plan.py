@@ -15,8 +15,10 @@ from absl import flags
 from igpt_tf import config, program
 from igpt_tf.errors import InputError
 
-flags.DEFINE_float("memory_gb", None, "Memory of a device in GB (10^9 bytes).", lower_bound=0)
-flags.DEFINE_float("flops", None, "FLOP/s of a device at its best, in the run's precision.")
+flags.DEFINE_float("memory_gb", None, "Memory of a device in GB (10^9 bytes).", 0, 1e9)
+flags.DEFINE_float(
+    "flops", None, "FLOP/s of a device at its best, in the run's precision.", 1, 1e30
+)
 flags.DEFINE_float("utilisation", 0.4, "Share of the FLOP/s that training is assumed to reach.")
 flags.DEFINE_integer("replicas", 1, "Number of devices.")
 flags.DEFINE_integer("image_size", None, "Height and width, where the run file does not tell.")

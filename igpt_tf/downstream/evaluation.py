@@ -113,6 +113,8 @@ def load_tokens(path: str, model: SavedModel, num_images: int | None = None) -> 
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"not a file of tokens ({error}). Received: tokens={path}") from None
+    if not isinstance(tokens, np.ndarray):
+        raise InputError(f"a .npz archive is not a file of tokens. Received: tokens={path}")
     height, width = model.image_size
     rows = ((height * width,), (height, width))
     if tokens.shape[1:] not in rows or not len(tokens) or tokens.dtype.kind not in "iu":
