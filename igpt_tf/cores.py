@@ -27,7 +27,7 @@ def has_accelerator() -> bool:
 def separate() -> None:
     """Gives each operation so few threads that up to 8 run at the same time.
 
-    For programs that cut their batches into `equal_parts`, before TensorFlow's first operation.
+    For programs that cut their batches into parts, before TensorFlow's first operation.
     Nothing happens where there is a GPU or TPU or the user has set TF_NUM_INTRAOP_THREADS.
     """
     import tensorflow as tf
@@ -44,6 +44,12 @@ def at_once() -> int:
 
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     return max(1, count() // threads) if threads else 1
+
+
+def like_parts(number: int, most: int) -> list[int]:
+    """Sizes of at most `most` parts of so many things that differ by one at most."""
+    parts = min(number, most)
+    return [(number + place) // parts for place in range(parts)]
 
 
 def equal_parts(number: int, most: int) -> int:

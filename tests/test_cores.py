@@ -31,6 +31,14 @@ def test_threads_that_the_user_has_set_stay():
 
 
 @pytest.mark.parametrize(
+    ("number", "most", "sizes"),
+    [(16, 2, [8, 8]), (31, 2, [15, 16]), (8, 3, [2, 3, 3]), (2, 8, [1, 1]), (5, 1, [5])],
+)
+def test_like_parts_use_all_cores_and_differ_by_one_at_most(number, most, sizes):
+    assert cores.like_parts(number, most) == sizes
+
+
+@pytest.mark.parametrize(
     ("number", "most", "parts"), [(16, 2, 2), (15, 4, 3), (7, 4, 1), (8, 0, 1)]
 )
 def test_parts_are_equal(number, most, parts):

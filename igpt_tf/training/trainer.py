@@ -78,9 +78,8 @@ class Trainer:
         jit_compile = cores.has_accelerator() if jit_compile is None else jit_compile
         network = model.network if objective.labelled else model
         self._blocks = contextlib.nullcontext if jit_compile else OneTrace(network).in_use
-        share = batch_size // (self.strategy.num_replicas_in_sync * accumulation)
         at_once = cores.at_once() // strategies.local_replicas(self.strategy)
-        self._branches = 1 if jit_compile else cores.equal_parts(share, at_once)
+        self._most_branches = 1 if jit_compile else max(1, at_once)
         optimizer.build(model.trainable_variables)
         # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
         self._gradients = tf.function(self._accumulated_gradients, jit_compile=jit_compile)
@@ -180,8 +179,10 @@ class Trainer:
 
     def branches(self, batch: dict) -> list[dict]:
         """Parts of a batch whose operations nothing orders, so that each core can take one."""
-        columns = {name: tf.split(x, self._branches) for name, x in batch.items()}
-        return [{name: parts[i] for name, parts in columns.items()} for i in range(self._branches)]
+        number = next(iter(batch.values())).shape[0]
+        sizes = cores.like_parts(number, self._most_branches)
+        columns = {name: tf.split(x, sizes) for name, x in batch.items()}
+        return [{name: parts[i] for name, parts in columns.items()} for i in range(len(sizes))]
 
     def _branch_nats(self, batch):
         unused = ("tokens", "images") if self.objective.labelled else ("tokens", "images", "labels")
