@@ -47,6 +47,12 @@ def _memory_gb() -> float | None:
     return round(int(kilobytes.split()[0]) / 1e6, 1) if kilobytes else None
 
 
+def available_bytes(path: str = "/proc/meminfo") -> float:
+    """Memory that programs may still take; infinite where the system does not say."""
+    kilobytes = _field(path, "MemAvailable")
+    return int(kilobytes.split()[0]) * 1024 if kilobytes else float("inf")
+
+
 def _accelerators() -> list[str]:
     import tensorflow as tf
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from igpt_tf import environment
 from igpt_tf.errors import InputError
 
 EXIT_INPUT = 2
@@ -19,6 +20,7 @@ _MISSING = re.compile(
     r"(?:\S+ )?missing (?:a|\d+) required .*?argument(.*?)In call to configurable '([\w./]+)'",
     re.DOTALL,
 )
+_TENSORS_SHARE = 0.9  # of the memory at hand
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
@@ -39,15 +41,26 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        mistake = _missing_value(error) or _lack_of_memory(error)
-        if mistake is None:
+        if missing := _missing_value(error):
+            _refuse(missing)
+        if not _is_out_of_memory(error):
             raise
-        _refuse(mistake)
+        _say(
+            "the memory does not suffice: take smaller batches, or cut them into parts "
+            "(step_options.accumulation) or keep less (build_model.recompute) while training; "
+            "tools.plan tells what fits"
+        )
+        os._exit(EXIT_INPUT)  # other threads would go on asking for memory
 
 
 def _refuse(line: str) -> None:
-    print("error: " + line, file=sys.stderr)
+    _say(line)
     sys.exit(EXIT_INPUT)
+
+
+def _say(line: str) -> None:
+    sys.stdout.flush()
+    print("error: " + line, file=sys.stderr, flush=True)
 
 
 def _missing_value(error: Exception) -> str | None:
@@ -61,19 +74,13 @@ def _missing_value(error: Exception) -> str | None:
     return f"{' and '.join(names)} must be bound: --gin_param='{names[0]}=...', or in a gin file"
 
 
-def _lack_of_memory(error: Exception) -> str | None:
-    """What to say if Python, NumPy or a device had no memory left; not of a full disk."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or a device had no memory left; a full disk is another matter."""
     exhausted = type(error).__name__ == "ResourceExhaustedError"  # TensorFlow may not be there yet
     message = str(error).lower()
-    if isinstance(error, MemoryError) or (
+    return isinstance(error, MemoryError) or (
         exhausted and ("oom" in message or "out of memory" in message)
-    ):
-        return (
-            "the memory does not suffice: take smaller batches, or cut them into parts "
-            "(step_options.accumulation) or keep less (build_model.recompute) while training; "
-            "tools.plan tells what fits"
-        )
-    return None
+    )
 
 
 def require_flags(*names: str) -> None:
@@ -99,9 +106,9 @@ def _keep_freed_memory_at_hand() -> None:
     """
     os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")  # not one of oneDNN's own
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # not POSIX
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(memory // 2**20))
+    tensors = _TENSORS_SHARE * environment.available_bytes()
+    if tensors < float("inf"):  # with more the system kills, and nobody learns why
+        os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(int(tensors) // 2**20))
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 1)

@@ -43,7 +43,7 @@ ROOMS = {
     "errors": set(),
     "exported": {"errors"},
     "limits": {"errors"},
-    "program": {"errors"},
+    "program": {"environment", "errors"},
     "report": {"errors"},
     "run_report": {"environment", "errors", "exported", "report"},
     "palette": {"errors"},

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from igpt_tf import limits, report
+from igpt_tf import environment, limits, report
 from igpt_tf.data import Source
 from igpt_tf.downstream import memory, painting
 from igpt_tf.errors import InputError
@@ -161,7 +161,7 @@ def _num_colours(picture: np.ndarray) -> int:
 def _planned(model: SavedModel, batch_size: int | None, num_images: int) -> int:
     """Images at a time, told to people as well."""
     config = model.metadata["model"]
-    size = memory.painting_batch(config, batch_size, num_images, memory.available_bytes())
+    size = memory.painting_batch(config, batch_size, num_images, environment.available_bytes())
     print(f"{num_images} images, {memory.announcement(config, size)}", file=sys.stderr)
     return size
 

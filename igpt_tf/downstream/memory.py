@@ -5,17 +5,6 @@ from igpt_tf.sampling import peak_bytes
 
 _WANTED = 16  # more would paint little faster, and show progress less often
 _SHARE = 0.8  # of what is available, for one batch
-_MEMINFO = "/proc/meminfo"
-
-
-def available_bytes(path: str = _MEMINFO) -> float:
-    """Memory that programs may still take; infinite where the system does not say."""
-    try:
-        with open(path, encoding="ascii") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return float("inf")
 
 
 def painting_batch(config: dict, wanted: int | None, num_images: int, available: float) -> int:
@@ -25,7 +14,7 @@ def painting_batch(config: dict, wanted: int | None, num_images: int, available:
         config: The model's, as in its metadata.
         wanted: By the user; None to choose.
         num_images: To be painted in all.
-        available: Bytes, see `available_bytes`.
+        available: Bytes, see `environment.available_bytes`.
 
     Raises:
         InputError: So many do not fit into the memory, or not even one.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from igpt_tf.downstream.memory import announcement, available_bytes, painting_batch
+from igpt_tf.downstream.memory import announcement, painting_batch
 from igpt_tf.errors import InputError
 from igpt_tf.sampling import peak_bytes
 
@@ -30,9 +30,3 @@ def test_a_batch_that_cannot_fit_is_refused_with_both_sizes(wanted, available):
 def test_the_memory_of_a_batch_is_stated():
     # 2 x 24 layers x 512 x 1,024 positions x 4 bytes are 101 MB an image, twice while growing.
     assert announcement(CONFIG, 1).endswith("at most 0.214 GB of memory")
-
-
-def test_memory_is_unlimited_where_the_system_does_not_say(tmp_path):
-    assert available_bytes(str(tmp_path / "none")) == float("inf")
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  7 kB\n")
-    assert available_bytes(str(tmp_path / "meminfo")) == 7168
