@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, is_full_disk
 
 EXIT_INPUT = 2
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
@@ -17,8 +17,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's mallo
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and turns its end into an exit code.
 
-    Exit codes: 0 done; 2 the input or configuration is wrong, or too large for the memory (one
-    line on stderr, no traceback); 130 after SIGINT. Anything else is a bug and shows its traceback.
+    Exit codes: 0 done; 2 the input or configuration is wrong, or too large for the memory or the
+    disk (one line on stderr, no traceback); 130 after SIGINT. Anything else is a bug and shows its
+    traceback.
 
     Args:
         main: The program, called without arguments once `flags.FLAGS` is parsed.
@@ -31,6 +32,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if is_full_disk(error):
+            _refuse(f"no space left on the disk; make room and start again.{_workdir()}")
         if not _is_out_of_memory(error):
             raise
         _refuse(
@@ -43,6 +46,12 @@ def run(main: Callable[[], None]) -> None:
 def _refuse(line: str) -> None:
     print("error: " + line, file=sys.stderr)
     sys.exit(EXIT_INPUT)
+
+
+def _workdir() -> str:
+    """Where the program writes, for an error, as far as it has been told."""
+    workdir = flags.FLAGS.flag_values_dict().get("workdir")
+    return f" Received: workdir={workdir}" if workdir else ""
 
 
 def _is_out_of_memory(error: Exception) -> bool:

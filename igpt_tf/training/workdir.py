@@ -1,14 +1,13 @@
 """The working directory of a run: one run, one configuration, one process at a time."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 
 import tensorflow as tf
 
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, is_full_disk
 
 
 class Workdir:
@@ -125,16 +124,12 @@ def naming_a_full_disk(path: str):
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        if not _is_full(error):
+        if not is_full_disk(error):
             raise
         raise InputError(
             "no space left on the disk; make room and start again: the run resumes from the newest "
             f"whole checkpoint. Received: workdir={path}"
         ) from None
-
-
-def _is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def write_atomically(path: str, text: str) -> None:
