@@ -150,12 +150,17 @@ def class_nats(logits, labels):
 
 
 def objective_from_description(description: dict):
-    """The objective a `description()` tells of. Raises: InputError on an unknown name."""
+    """The objective a `description()` tells of. Raises: InputError on any other description."""
     kinds = {kind.name: kind for kind in (Autoregressive, Masked)}
     arguments = {key: value for key, value in description.items() if key != "name"}
     if description.get("name") not in kinds:
         raise InputError(f"unknown objective. Received: {description}")
-    return kinds[description["name"]](**arguments)
+    try:
+        return kinds[description["name"]](**arguments)
+    except TypeError as error:
+        raise InputError(
+            f"not an objective's arguments ({error}). Received: {description}"
+        ) from None
 
 
 @gin.register

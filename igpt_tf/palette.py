@@ -104,8 +104,10 @@ class Palette:
         return cls(centroids[np.argsort(centroids.sum(axis=1), kind="stable")])
 
     def save(self, path: str) -> None:
-        """Writes the centroids as `.npy`, float32[V,3]."""
-        np.save(path, self.centroids, allow_pickle=False)
+        """Writes the centroids as `.npy`, float32[V,3]; the file is either whole or absent."""
+        with open(path + ".part", "wb") as file:
+            np.save(file, self.centroids, allow_pickle=False)
+        os.replace(path + ".part", path)
 
     @property
     def colours(self) -> np.ndarray:

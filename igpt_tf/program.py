@@ -11,7 +11,7 @@ from collections.abc import Callable
 from absl import flags
 
 from igpt_tf import environment
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, is_full_disk
 
 EXIT_INPUT = 2
 _HELP = {"-h", "--help", "-help", "--helpfull"}
@@ -27,8 +27,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's mallo
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and turns its end into an exit code.
 
-    Exit codes: 0 done; 2 the input or configuration is wrong, or too large for the memory (one
-    line on stderr, no traceback); 130 after SIGINT. Anything else is a bug and shows its traceback.
+    Exit codes: 0 done; 2 the input or configuration is wrong, or too large for the memory or the
+    disk (one line on stderr, no traceback); 130 after SIGINT. Anything else is a bug and shows its
+    traceback.
 
     Args:
         main: The program, called without arguments once `flags.FLAGS` is parsed.
@@ -43,6 +44,8 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if missing := _missing_value(error):
             _refuse(missing)
+        if is_full_disk(error):
+            _refuse(f"no space left on the disk; make room and start again.{_workdir()}")
         if not _is_out_of_memory(error):
             raise
         _say(
@@ -72,6 +75,12 @@ def _missing_value(error: Exception) -> str | None:
     arguments, configurable = found.groups()
     names = [f"{configurable}.{name}" for name in re.findall(r"'(\w+)'", arguments)]
     return f"{' and '.join(names)} must be bound: --gin_param='{names[0]}=...', or in a gin file"
+
+
+def _workdir() -> str:
+    """Where the program writes, for an error, as far as it has been told."""
+    workdir = flags.FLAGS.flag_values_dict().get("workdir")
+    return f" Received: workdir={workdir}" if workdir else ""
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +11,23 @@ from igpt_tf.errors import InputError
 
 
 def make_workdir(path: str) -> str:
-    """Creates a tool's folder; `path` again. Raises: InputError."""
+    """Creates a tool's folder, unless it is there, and tries to write in it; `path` again.
+
+    Programs call it before their work, which would be lost without a place for it.
+
+    Raises:
+        InputError: The folder cannot be created or written.
+    """
+    doing = "created"
     try:
         os.makedirs(path, exist_ok=True)
+        doing = "written"
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"1")
     except OSError as error:
         raise InputError(
-            f"the workdir cannot be created ({error.strerror}). Received: workdir={path}"
+            f"the workdir cannot be {doing} ({error.strerror}); name another or mend this. "
+            f"Received: workdir={path}"
         ) from None
     return path
 

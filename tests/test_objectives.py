@@ -92,3 +92,6 @@ def test_an_objective_is_rebuilt_from_its_description():
     assert objective_from_description({"name": "autoregressive"}).causal
     with pytest.raises(InputError, match="unknown objective"):
         objective_from_description({"name": "diffusion"})
+    for wrong in ({"name": "autoregressive", "p": 1}, {"name": "masked", "probability": "half"}):
+        with pytest.raises(InputError, match="not an objective's arguments"):
+            objective_from_description(wrong)

@@ -11,7 +11,7 @@ import os
 import gin
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import config, program, report
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where the numbers and the picture go.")
@@ -25,7 +25,6 @@ flags.DEFINE_integer("num_images", None, "Score the first so many only; without,
 @gin.configurable
 def evaluate(*, saved_model, workdir, split, tokens, num_images, source=None, batch_size=32):
     """See `igpt_tf.downstream.evaluation`; `source` is built by gin."""
-    from igpt_tf import report
     from igpt_tf.downstream import evaluation, plots, summary
     from igpt_tf.export.load import SavedModel
 
@@ -38,7 +37,6 @@ def evaluate(*, saved_model, workdir, split, tokens, num_images, source=None, ba
         num_images=num_images,
         batch_size=batch_size,
     )
-    report.make_workdir(workdir)
     report.write_json(os.path.join(workdir, "evaluate.json"), result)
     plots.surprise(os.path.join(workdir, "evaluate.png"), surprise, summary.title(result))
     print(summary.of_evaluation(result))
@@ -47,6 +45,7 @@ def evaluate(*, saved_model, workdir, split, tokens, num_images, source=None, ba
 def main() -> None:
     """Flags -> configuration -> `evaluate`."""
     program.require_flags("saved_model", "workdir")
+    report.make_workdir(flags.FLAGS.workdir)
     program.import_tensorflow()
     import igpt_tf.downstream  # noqa: F401 - registers what gin may name
 

@@ -5,7 +5,7 @@ python -m tools.export_huggingface --saved_model=DIR/export/STEP --workdir=FOLDE
 
 from absl import flags
 
-from igpt_tf import program
+from igpt_tf import program, report
 
 flags.DEFINE_string("saved_model", None, "A SavedModel of this repository.")
 flags.DEFINE_string("workdir", None, "The Hugging Face folder to write.")
@@ -14,6 +14,7 @@ flags.DEFINE_string("workdir", None, "The Hugging Face folder to write.")
 def main() -> None:
     """Loads, converts, writes."""
     program.require_flags("saved_model", "workdir")
+    report.make_workdir(flags.FLAGS.workdir)
     program.import_tensorflow()
 
     from igpt_tf.convert.huggingface_export import write_huggingface

@@ -11,7 +11,7 @@ import os
 import gin
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import config, program, report
 
 flags.DEFINE_string("images", None, "A folder of PNG and JPEG files, with or without classes.")
 flags.DEFINE_integer("image_size", 32, "Images of the folder are shrunk to this size.", 1)
@@ -23,13 +23,11 @@ flags.DEFINE_integer("seed", 0, "Fixes the result.", 0, 2**31 - 1)
 @gin.configurable
 def fit_palette(*, images, image_size, workdir, num_colours, seed, source=None, num_images=20_000):
     """Fits on `num_images` random training images, measures on the held-out ones."""
-    from igpt_tf import report
     from igpt_tf.downstream import palettes, summary
     from igpt_tf.pictures import write_png
 
     config.refuse_unread_bindings()
     source = palettes.source_of(source, images, image_size)
-    report.make_workdir(workdir)
     palette, result, picture = palettes.fit(
         source, num_colours=num_colours, num_images=num_images, seed=seed
     )
@@ -42,6 +40,7 @@ def fit_palette(*, images, image_size, workdir, num_colours, seed, source=None, 
 def main() -> None:
     """Flags -> configuration -> `fit_palette`."""
     program.require_flags("workdir")
+    report.make_workdir(flags.FLAGS.workdir)
     program.import_tensorflow()
     import igpt_tf.downstream  # noqa: F401 - registers what gin may name
 

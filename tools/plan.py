@@ -12,7 +12,7 @@ import re
 import gin
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import config, program, report
 from igpt_tf.errors import InputError
 
 flags.DEFINE_float("memory_gb", None, "Memory of a device in GB (10^9 bytes).", 0, 1e9)
@@ -44,7 +44,6 @@ def plan(
     precision="float32",
 ):
     """See `igpt_tf.training.plan`; the run's own part comes from what is bound to `train`."""
-    from igpt_tf import report
     from igpt_tf.model import outline
     from igpt_tf.training import plan as planning
     from igpt_tf.training.running import set_precision
@@ -65,7 +64,7 @@ def plan(
         precision=precision,
     )
     if workdir:
-        report.write_json(os.path.join(report.make_workdir(workdir), "plan.json"), result)
+        report.write_json(os.path.join(workdir, "plan.json"), result)
     print(planning.summary(result, flops_are_measured=flops is None))
 
 
@@ -106,6 +105,8 @@ def bound_image_size() -> tuple[int, int]:
 def main() -> None:
     """Flags -> configuration -> `plan`."""
     program.require_flags("gin_file", "memory_gb")
+    if flags.FLAGS.workdir:
+        report.make_workdir(flags.FLAGS.workdir)
     program.import_tensorflow()
     import igpt_tf.training.train  # noqa: F401 - registers what a run file may name
 

@@ -45,9 +45,11 @@ def write_samples(
         What was written, for people.
 
     Raises:
-        InputError: The model cannot sample, or an argument is out of range.
+        InputError: The model cannot sample, an argument is out of range, or the folder cannot be
+            written.
     """
     _check_positive(num_images=num_images, batch_size=batch_size)
+    report.make_workdir(workdir)
     model = SavedModel(saved_model)
     size = _planned(model, batch_size, num_images)
     painter = painting.Compiled(model) if jit_compile else model
@@ -82,9 +84,10 @@ def write_completions(
             `write_samples`.
 
     Raises:
-        InputError: The images do not fit the model, or an argument is out of range.
+        InputError: The images do not fit the model, or as for `write_samples`.
     """
     _check_positive(num_images=num_images, completions=completions, batch_size=batch_size)
+    report.make_workdir(workdir)
     model = SavedModel(saved_model)
     given = limits.given_pixels(num_given, model.image_size)
     originals = painting.originals(model, images, source, num_images)
@@ -142,7 +145,7 @@ def _written(
     animate: bool,
 ) -> str:
     """Writes the files; says where they are."""
-    path = os.path.join(report.make_workdir(workdir), name)
+    path = os.path.join(workdir, name)
     write_png(f"{path}.png", picture)
     write_singles(path, painted, seed)
     lines = [f"grid           {path}.png", f"single images  {path}{os.sep}"]

@@ -153,8 +153,7 @@ def _trial_folder(folder: Workdir, rate: float) -> str:
 
 def _adopt(folder: Workdir, trial: str) -> None:
     """Moves the trial's state to the run's folder, unless that was done before."""
-    state = os.path.join(folder.run, "checkpoints", "checkpoint")
-    if not folder.is_chief or os.path.exists(state):
+    if not folder.is_chief or os.listdir(folder.file("checkpoints")):
         return
     for name in ("metrics.jsonl", "summaries", "checkpoints"):  # what tells that it is done, last
         if os.path.exists(os.path.join(trial, name)):

@@ -7,6 +7,17 @@ from igpt_tf.errors import InputError, one_line
 from igpt_tf.exported import PALETTE, find, read_metadata
 from igpt_tf.palette import Palette
 
+# What Python raises while it builds a model from a file that is cut short or altered.
+_DAMAGED = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class SavedModel:
     """One of our SavedModels, opened; the network itself is read when first used.
@@ -21,7 +32,7 @@ class SavedModel:
         image_size: (H, W).
 
     Raises:
-        InputError: The folder does not exist or is not one of ours.
+        InputError: The folder does not exist, is not one of ours or is damaged.
     """
 
     def __init__(self, path: str):
@@ -36,7 +47,9 @@ class SavedModel:
 
         try:
             return tf.saved_model.load(self.path)
-        except (OSError, ValueError, tf.errors.OpError) as error:
+        except tf.errors.ResourceExhaustedError:
+            raise  # the memory's fault, not the file's
+        except (*_DAMAGED, tf.errors.OpError) as error:
             raise InputError(
                 f"the SavedModel is damaged ({_one_line(error)}); export it again. "
                 f"Received: path={self.path}"

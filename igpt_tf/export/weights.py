@@ -36,7 +36,7 @@ def _open(path: str):
         return tf.train.load_checkpoint(os.path.join(path, "variables", "variables"))
     except (ValueError, tf.errors.OpError) as error:
         raise InputError(
-            f"the SavedModel's weights cannot be read ({type(error).__name__}). "
+            f"the SavedModel's weights cannot be read ({type(error).__name__}); export it again. "
             f"Received: path={path}"
         ) from None
 
@@ -49,5 +49,5 @@ def _read(reader, name: str, path: str) -> np.ndarray:
         return reader.get_tensor(key)
     except (RuntimeError, IndexError, tf.errors.OpError):
         raise InputError(
-            f"the SavedModel's weight {name} is damaged. Received: path={path}"
+            f"the SavedModel's weight {name} is damaged; export it again. Received: path={path}"
         ) from None

@@ -15,7 +15,7 @@ _UNITS = (
 def card(run: Run) -> Markup:
     """From the exported model's metadata."""
     if run.metadata is None:
-        return missing("No model was exported yet, so there is no card.")
+        return missing("No sound model was exported yet, so there is no card.")
     return join([facts(_about(run.metadata)), tag("ul", map(_point, _limits(run.metadata)))])
 
 

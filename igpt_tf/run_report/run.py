@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from igpt_tf import environment
 from igpt_tf.errors import InputError
-from igpt_tf.exported import METADATA
+from igpt_tf.exported import METADATA, read_metadata
 
 _MARKS = ("operative_config.gin", "metrics.jsonl")
 
@@ -37,7 +37,7 @@ class Run:
         path: The folder.
         metrics: Lines of metrics.jsonl.
         result: result.json, or None while the run goes on.
-        metadata: Of the newest SavedModel, or None.
+        metadata: Of the newest SavedModel, or None if there is none or it is damaged.
         config: Text of operative_config.gin, or None.
         starts: Lines of environment.jsonl.
         folders: Where results of tools may lie: the run's own sub-folders and the included ones.
@@ -151,10 +151,14 @@ def _children(path: str) -> list[str]:
 
 def _metadata(path: str) -> dict | None:
     versions = glob.glob(os.path.join(glob.escape(path), "export", "*", METADATA))
-    numbered = [one for one in versions if one.split(os.sep)[-3].isdigit()]
+    numbered = [one for one in versions if one.split(os.sep)[-3].isdecimal()]
     if not numbered:
         return None
-    return read_json(max(numbered, key=lambda one: int(one.split(os.sep)[-3])))
+    newest = max(numbered, key=lambda one: int(one.split(os.sep)[-3]))
+    try:
+        return read_metadata(newest.removesuffix(os.sep + METADATA))
+    except InputError:
+        return None
 
 
 def _lines(path: str, name: str) -> list[dict]:

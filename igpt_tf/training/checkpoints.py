@@ -8,7 +8,9 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from igpt_tf import program
 from igpt_tf.errors import InputError
+from igpt_tf.training.workdir import naming_a_damaged_file
 
 # What TensorFlow raises on a file that is missing, cut short, altered or of another model.
 _DAMAGED = (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError)
@@ -26,6 +28,9 @@ class Checkpoints:
         model: The model, built.
         optimizer: The optimizer, built.
         keep: How many of the newest checkpoints stay.
+
+    Raises:
+        InputError: A folder's list of its checkpoints is damaged.
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class Checkpoints:
         written_to: str | None = None,
     ):
         written_to = written_to or directory
+        for folder in (directory, written_to, os.path.join(written_to, "best")):
+            _check_list(folder)
         _remove_unfinished(written_to)
         self._directory = directory
         self._step = tf.Variable(0, dtype="int64", trainable=False)
@@ -127,10 +134,32 @@ def _remove_unfinished(directory: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _check_list(directory: str) -> None:
+    """Raises InputError if the file that lists a folder's checkpoints is damaged.
+
+    TensorFlow would pass over some damage, and the run begin anew.
+    """
+    path = os.path.join(directory, "checkpoint")
+    if not os.path.exists(path):
+        return
+    mend = "remove it and start again: the checkpoints are found by their names"
+    with naming_a_damaged_file(path, mend), program.stderr_dropped():
+        if tf.train.get_checkpoint_state(directory) is None:
+            raise ValueError("not a list of checkpoints")
+
+
 def _paths(directory: str) -> list[str]:
-    """The checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, listed or found by their names, oldest first."""
     state = tf.train.get_checkpoint_state(directory)
-    return list(state.all_model_checkpoint_paths) if state else []
+    listed = state.all_model_checkpoint_paths if state else ()
+    found = glob.glob(os.path.join(glob.escape(directory), "ckpt-*.index"))
+    return sorted({*listed, *(path.removesuffix(".index") for path in found)}, key=_step_of)
+
+
+def _step_of(path: str) -> int:
+    """ckpt-STEP -> STEP; -1 for a file of another name."""
+    step = path.rpartition("-")[2]
+    return int(step) if step.isdecimal() else -1
 
 
 def _by_path(variables) -> dict[str, tf.Variable]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 from igpt_tf.errors import InputError
-from igpt_tf.training.workdir import write_atomically
+from igpt_tf.training.workdir import naming_a_damaged_file, write_atomically
 
 _APART = 1_000_003  # keeps the seeds of rewound windows apart from each other and the run's own
 
@@ -36,14 +36,14 @@ class Rewinds:
         path: The file, JSON.
         limit: How many windows there may be.
         writes: Whether this process is the one to write the file.
+
+    Raises:
+        InputError: The file is damaged.
     """
 
     def __init__(self, path: str, limit: int, *, writes: bool = True):
         self._path, self._limit, self._writes = path, limit, writes
-        self._windows = []
-        if os.path.exists(path):
-            with open(path) as file:
-                self._windows = [tuple(window) for window in json.load(file)]
+        self._windows = _read(path) if os.path.exists(path) else []
 
     def add(self, first_step: int, error: NonFiniteLoss) -> None:
         """Notes that the steps from `first_step` to the one of the error are taken anew.
@@ -72,3 +72,9 @@ class Rewinds:
             if first <= step < end
         ]
         return max(covering, default=0)
+
+
+def _read(path: str) -> list[tuple[int, int]]:
+    mend = "mend or remove it and start again: without it, the steps left take the run's own images"
+    with naming_a_damaged_file(path, mend), open(path, encoding="utf-8") as file:
+        return [(int(first), int(end)) for first, end in json.load(file)]

@@ -7,6 +7,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from igpt_tf.training.workdir import naming_a_damaged_file
+
 
 class Summaries:
     """Writes numbers, pictures and the configuration of one run.
@@ -59,18 +61,23 @@ class Summaries:
 
 
 def drop_after(metrics_path: str, step: int) -> None:
-    """Drops the lines of `metrics.jsonl` that are later than `step`, or cut short by a crash."""
+    """Drops the lines of `metrics.jsonl` that are later than `step`, or cut short by a crash.
+
+    Raises:
+        InputError: The file is no text; it is left as it is.
+    """
     if not os.path.exists(metrics_path):
         return
-    with open(metrics_path) as file:
+    mend = "move it away and start again: the run goes on and begins another"
+    with naming_a_damaged_file(metrics_path, mend), open(metrics_path, encoding="utf-8") as file:
         lines = [line for line in file if _step_of(line) <= step]
-    with open(metrics_path + ".part", "w") as file:
+    with open(metrics_path + ".part", "w", encoding="utf-8") as file:
         file.writelines(lines)
     os.replace(metrics_path + ".part", metrics_path)
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")

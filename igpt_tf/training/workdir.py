@@ -1,14 +1,13 @@
 """The working directory of a run: one run, one configuration, one process at a time."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 
 import tensorflow as tf
 
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, is_full_disk
 
 
 class Workdir:
@@ -22,7 +21,8 @@ class Workdir:
             checkpoints too, do so in `.workers/NUMBER`.
 
     Raises:
-        InputError: The folder cannot be written or another process is training in it.
+        InputError: The folder cannot be written, a file lies where the exports go, or another
+            process is training in it.
     """
 
     def __init__(self, path: str, worker: int = 0):
@@ -34,6 +34,12 @@ class Workdir:
             self._lock = open(self.file(".lock"), "w")
         except OSError as error:
             raise InputError(f"the workdir cannot be written ({error}). Received: {path}") from None
+        export = self.file("export")  # looked at now, as it is written at the very end
+        if os.path.lexists(export) and not os.path.isdir(export):
+            raise InputError(
+                "something lies where the folder of the SavedModels goes; move it away and start "
+                f"again. Received: {export}"
+            )
         try:
             # The kernel drops the lock with the process: a dead run leaves no obstacle.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,13 +64,15 @@ class Workdir:
             configuration: The operative gin text.
 
         Raises:
-            InputError: The folder belongs to another configuration; names the first difference.
+            InputError: The folder belongs to another configuration, whose first difference is
+                named, or the file is damaged.
         """
         path = self.file("operative_config.gin")
         if not os.path.exists(path):
             write_atomically(path, configuration)
             return
-        with open(path) as file:
+        mend = "remove it and start again with the run's own files and bindings"
+        with naming_a_damaged_file(path, mend), open(path, encoding="utf-8") as file:
             difference = _first_difference(_bindings(file.read()), _bindings(configuration))
         if difference:
             raise InputError(
@@ -73,16 +81,37 @@ class Workdir:
             )
 
     def result(self) -> dict | None:
-        """The numbers of a finished run, or None."""
+        """The numbers of a finished run, or None. Raises: InputError: the file is damaged."""
         path = os.path.join(self.run, "result.json")
         if not os.path.exists(path):
             return None
-        with open(path) as file:
-            return json.load(file)
+        mend = "remove it and start again: it is made anew from the checkpoints"
+        with naming_a_damaged_file(path, mend), open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
 
     def write_result(self, result: dict) -> None:
         """Writes `result.json`, which marks the run as finished."""
         write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def naming_a_damaged_file(path: str, mend: str):
+    """Says in one line that a file of the run cannot be read, and how to mend it.
+
+    Args:
+        path: The file, which is only read inside.
+        mend: What to do, in words.
+
+    Raises:
+        InputError: In the place of what reading and parsing raise.
+    """
+    try:
+        yield
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"a file of the run is damaged ({said}); {mend}. Received: {path}"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -95,7 +124,7 @@ def naming_a_full_disk(path: str):
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        if not _is_full(error):
+        if not is_full_disk(error):
             raise
         raise InputError(
             "no space left on the disk; make room and start again: the run resumes from the newest "
@@ -103,13 +132,9 @@ def naming_a_full_disk(path: str):
         ) from None
 
 
-def _is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-
-
 def write_atomically(path: str, text: str) -> None:
     """Writes a file that is either whole or absent."""
-    with open(path + ".part", "w") as file:
+    with open(path + ".part", "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(path + ".part", path)
 

@@ -86,6 +86,19 @@ def test_weights_cut_short_are_refused_in_one_line(copy):
     data = copy / "variables" / "variables.data-00000-of-00001"
     os.truncate(data, 200)
     _refused(copy, "is damaged", export.load_model)
+    _refused(copy, "damaged.*export it again", _score)
+
+
+def test_a_graph_whose_parts_do_not_fit_is_refused_in_one_line(written, monkeypatch):
+    def fail(_):
+        raise KeyError("while/Prod_1:output:0")
+
+    monkeypatch.setattr("tensorflow.saved_model.load", fail)
+    _refused(written, "damaged.*Prod_1.*export it again", _score)
+
+
+def _score(path):
+    return export.load.SavedModel(path).signature("score")
 
 
 def test_damaged_weights_are_refused_in_one_line(copy):
@@ -96,7 +109,7 @@ def test_damaged_weights_are_refused_in_one_line(copy):
     _refused(copy, "damaged", export.load_model)
     os.remove(copy / "variables" / "variables.index")
     _refused(copy, "cannot be read", export.load_model)
-    _refused(copy, "damaged", lambda path: export.load.SavedModel(path).signature("score"))
+    _refused(copy, "damaged", _score)
 
 
 def test_any_weight_not_a_number_is_still_a_weight(tmp_path):

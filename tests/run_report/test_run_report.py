@@ -86,7 +86,9 @@ def finished(unfinished):
     hardware = {"cpu": "Abacus", "cores": 2, "memory_gb": 24.0, "accelerators": []}
     write(run / "environment.jsonl", lines({**start, "hardware": hardware}))
     model = {"image_size": [8, 8], "vocabulary_size": 17, "num_layers": 1, "hidden_dim": 8}
+    model |= {"num_heads": 2, "causal": True}
     metadata = {"model": model, "data": data, "class_names": [HOSTILE, "b"], "step": 100}
+    metadata["objective"] = {"name": "autoregressive"}
     write(run / "export" / "100" / "assets" / "metadata.json", metadata)
     write_png(str(run / "samples" / "step_100.png"), np.zeros((9, 9, 3), "uint8"))
     common = {"data": data, "num_images": {"train": 9, "valid": 5}, "num_classes": 2}
@@ -124,6 +126,11 @@ def test_a_finished_run_is_told_whole(finished):
     assert re.findall(r"No [a-z -]+ (?:was|were) found", text) == ["No evaluation was found"]
 
 
+def test_a_model_with_damaged_metadata_has_no_card(finished):
+    write(finished / "export" / "100" / "assets" / "metadata.json", {"model": {}, "step": 100})
+    assert "No sound model was exported" in read(write_page(str(finished))).text
+
+
 def test_the_page_asks_nothing_of_the_network_and_runs_no_script(finished):
     page = read(write_page(str(finished)))
     assert not page.tags & {"script", "link", "iframe"}
@@ -144,7 +151,7 @@ def test_an_unfinished_run_says_in_a_line_what_is_missing(unfinished):
         "Command and hardware are not recorded: no environment.jsonl.",
         "No linear probe was found (python -m tools.linear_probe).",
         "No fine-tuning was found (python -m tools.finetune).",
-        "No model was exported yet, so there is no card.",
+        "No sound model was exported yet, so there is no card.",
     ):
         assert line in text
 

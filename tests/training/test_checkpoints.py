@@ -78,3 +78,30 @@ def test_a_checkpoint_of_another_model_is_not_taken(tmp_path):
     optimizer.build(model.trainable_variables)
     with pytest.raises(InputError, match="damaged"):
         Checkpoints(str(tmp_path), model, optimizer, keep=2).restore_newest()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'model_checkpoint_path: "ckpt', b""])
+@pytest.mark.parametrize("folder", [".", "best"])
+def test_a_damaged_list_is_named_and_without_it_the_checkpoints_are_found(
+    tmp_path, capfd, folder, content
+):
+    model, optimizer, checkpoints = new_state(tmp_path)
+    for step in (9, 10):
+        fill(model, optimizer, step)
+        checkpoints.note_heldout(step, 1 / step)
+        checkpoints.save(step)
+    listed = tmp_path / folder / "checkpoint"
+    listed.write_bytes(content)
+    with pytest.raises(InputError, match="damaged.*remove it and start again.*checkpoint") as error:
+        new_state(tmp_path)
+    assert "\n" not in str(error.value) and "ignored" not in capfd.readouterr().err
+    listed.unlink()
+    model, _, checkpoints = new_state(tmp_path, seed=1)
+    assert checkpoints.restore_newest() == 10 and values(model) == {10.0}
+    assert checkpoints.restore_best() == 10
+
+
+def test_a_list_cut_short_does_not_start_a_run_anew(tmp_path):
+    new_state(tmp_path)[2].save(7)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-7"\n')
+    assert new_state(tmp_path)[2].restore_newest() == 7

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive
 from igpt_tf.palette import Palette
@@ -93,3 +94,13 @@ def test_a_resumed_run_knows_the_windows_of_the_one_before(tmp_path):
     assert seeds[0] == seeds[3] == 0 and len(set(seeds)) == 3
     with pytest.raises(NonFiniteLoss):
         again.add(12, NonFiniteLoss(12, 13))
+
+
+@pytest.mark.parametrize("content", [b"[[10, 1", b"[[10]]", b"[[10, null]]", b"7", b"\xff"])
+def test_damaged_windows_are_named_with_their_mend_and_left_alone(tmp_path, content):
+    path = tmp_path / "rewinds.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged.*start again.*rewinds.json") as refusal:
+        Rewinds(str(path), limit=2)
+    assert "\n" not in str(refusal.value)
+    assert path.read_bytes() == content

@@ -57,3 +57,47 @@ def test_lines_of_steps_that_are_taken_again_and_lines_cut_short_are_dropped(tmp
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     drop_after(str(path), 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_lines_without_a_step_are_dropped_too(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": "two"}\n{"step": null}\n[]\n{"step": 2}\n')
+    drop_after(str(path), 2)
+    assert path.read_text() == '{"step": 2}\n'
+
+
+DAMAGED = [
+    ("result.json", b'{"step": 3, "nats', lambda folder: folder.result()),
+    ("result.json", b"[3]", lambda folder: folder.result()),
+    ("result.json", b"\xff", lambda folder: folder.result()),
+    ("operative_config.gin", b"train.seed = \xff", lambda folder: folder.claim(CONFIGURATION)),
+    ("metrics.jsonl", b'{"step": 1}\n\xff', lambda x: drop_after(x.file("metrics.jsonl"), 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "read"), DAMAGED)
+def test_a_damaged_file_is_named_with_its_mend_in_one_line_and_left_alone(
+    tmp_path, name, content, read
+):
+    folder = Workdir(str(tmp_path))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"damaged.*start again.*{name}") as refusal:
+        read(folder)
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["result.json", "operative_config.gin"])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+    folder = Workdir(str(tmp_path))
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"Is a directory.*{name}"):
+        folder.claim(CONFIGURATION)
+        folder.result()
+
+
+def test_a_file_in_the_place_of_the_exports_is_named_before_the_first_step(tmp_path):
+    (tmp_path / "export").write_text("mine")
+    with pytest.raises(InputError, match=f"move it away.*{tmp_path / 'export'}"):
+        Workdir(str(tmp_path))
+    assert (tmp_path / "export").read_text() == "mine"
