@@ -93,7 +93,7 @@ def take_steps(
     )
     rewinds = Rewinds(os.path.join(folder.run, "rewinds.json"), num_rewinds, writes=folder.is_chief)
 
-    def attempt(first_step):
+    def attempt(first_step, stop):
         summaries = Summaries(
             folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
         )
@@ -123,23 +123,29 @@ def take_steps(
                     *_untimed(report, [loop.Periodic(cadence.evaluate_every, stop_if_stale)]),
                 ],
                 save=save,
+                stop=stop,
                 stride=trainer.steps_per_call,
-                agree=strategies.agreement(trainer.strategy),
             )
 
     first_step = checkpoints.restore_newest()
     strategies.wait_for_all(trainer.strategy)  # nobody writes before everybody has read
     if num_rewinds and not first_step:
         checkpoints.save(0)  # a place to go back to
-    with contextlib.suppress(_Enough):
+    with loop.Stop(strategies.agreement(trainer.strategy)) as stop:
         while True:
             try:
-                attempt(first_step)
+                attempt(first_step, stop)
+                break
+            except _Enough:
+                if stop.told():
+                    stop.leave()
                 break
             except NonFiniteLoss as error:
                 first_step = checkpoints.restore_newest()
                 rewinds.add(first_step, error)
                 logging.warning("%s", f"back to step {first_step}, with other images: {error}")
+                if stop.told():  # in the step that was lost
+                    stop.leave()
     strategies.wait_for_all(trainer.strategy)  # the chief's last files are whole
     return checkpoints
 
