@@ -97,7 +97,11 @@ def take_steps(
         summaries = Summaries(
             folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
         )
-        summaries.text("config", config.operative_markdown())
+        with contextlib.closing(summaries):
+            summaries.text("config", config.operative_markdown())
+            go_on(first_step, stop, summaries)
+
+    def go_on(first_step, stop, summaries):
         report = Report(
             summaries,
             trainer,
