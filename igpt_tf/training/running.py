@@ -111,16 +111,18 @@ def take_steps(
             measure=measure,
         )
         save, stop_if_stale = _saving(report, trainer, checkpoints, patience)
-        profile = Profile(folder.file("summaries"), cadence.profile_steps)
+        stride = trainer.steps_per_call
+        profile = Profile(folder.file("summaries"), cadence.profile_steps, stride=stride)
         with contextlib.closing(report), contextlib.closing(profile):
             stop_if_stale(first_step)  # a run that had ended early is over
+            profile(first_step)
             loop.run(
                 lambda batch, waited: report.add(trainer.train_step(batch), waited),
                 _chained(batches, rewinds.segments(seed, first_step, num_steps), trainer),
                 first_step=first_step,
                 num_steps=num_steps,
                 actions=[
-                    loop.Periodic(trainer.steps_per_call, profile),
+                    loop.Periodic(stride, profile),
                     loop.Periodic(cadence.log_every, report),
                     *_untimed(report, actions(checkpoints, summaries)),
                     *_untimed(report, [loop.Periodic(cadence.checkpoint_every, save)]),
@@ -128,7 +130,7 @@ def take_steps(
                 ],
                 save=save,
                 stop=stop,
-                stride=trainer.steps_per_call,
+                stride=stride,
             )
 
     first_step = checkpoints.restore_newest()
