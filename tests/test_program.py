@@ -143,6 +143,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
         (["train.export='newest'"], "newest"),
         (["train.weights='averaged'"], "ema_momentum"),
         (["step_options.steps_per_call=5"], "steps_per_call=5"),
+        (["cadence.profile_steps=(13, 14)"], "profile_steps=(13, 14)"),
         (["train.palette=@load_palette()", "load_palette.path='none.npy'"], "none.npy"),
     ],
 )
@@ -160,7 +161,7 @@ def test_averaged_weights_in_stacked_steps_are_evaluated_and_exported_and_a_trac
         "build_optimizer.ema_momentum=0.9",
         "step_options.steps_per_call=4",
         "cadence.log_every=4",
-        "cadence.profile_steps=(5, 8)",
+        "cadence.profile_steps=(3, 4)",
     )
     assert ended.returncode == 0, ended.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())

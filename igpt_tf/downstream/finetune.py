@@ -15,7 +15,7 @@ from igpt_tf.export import write_classifier
 from igpt_tf.export.load import SavedModel
 from igpt_tf.objectives import objective_from_description
 from igpt_tf.report import percent, write_json
-from igpt_tf.training import running, strategies
+from igpt_tf.training import profiling, running, strategies
 from igpt_tf.training.actions import Cadence
 from igpt_tf.training.classification import ensemble_masks
 from igpt_tf.training.feeding import Feed
@@ -86,6 +86,7 @@ def finetune(
     search_steps = _checked_steps(num_steps, search_steps, cadence)
     for length in (num_steps, search_steps):
         cadence.check(length, step_options.steps_per_call)
+    profiling.check_steps(cadence.profile_steps, num_steps)
     with strategy.scope():
         _check_rates(learning_rates, build_optimizer)
     config.refuse_unread_bindings()

@@ -64,12 +64,11 @@ def _scaled(x, factor, gain):
 
 def _norm_gradient(x, inverse, gain, upstream):
     """Gradients of x and gain."""
-    wide, slope = (ops.cast(one, "float32") for one in (x, upstream))
+    wide, slope, wide_gain = (ops.cast(one, "float32") for one in (x, upstream, gain))
     product = slope * wide
     gain_gradient = _summed(product * inverse)
-    gain = ops.cast(gain, "float32")
-    along = ops.matmul(product, gain[:, None]) * inverse**3 / x.shape[-1]
-    x_gradient = slope * gain * inverse - wide * along
+    along = ops.matmul(product, wide_gain[:, None]) * inverse**3 / x.shape[-1]
+    x_gradient = slope * wide_gain * inverse - wide * along
     return ops.cast(x_gradient, x.dtype), ops.cast(gain_gradient, gain.dtype)
 
 
@@ -154,6 +153,7 @@ def normalised_mlp(x, gain, input_kernel, output_kernel):
     """
     inverse = _inverse_rms(x)
     steep = gain * _GELU
+    wide = ops.matmul(_scaled(x, inverse, steep), input_kernel)
 
     def gradient(upstream):
         again = inverse * ops.cast(after(upstream, 1.0), "float32")
@@ -171,5 +171,4 @@ def normalised_mlp(x, gain, input_kernel, output_kernel):
             _kernel_gradient(active, upstream),
         )
 
-    wide = ops.matmul(_scaled(x, inverse, steep), input_kernel)
     return ops.matmul(ops.silu(wide), output_kernel / _GELU), gradient

@@ -153,25 +153,30 @@ class Report:
         self._finite_step = step
 
     def __call__(self, step: int) -> None:
-        """Writes the mean since the last report."""
+        """Writes the mean since the last report, and the speed if a call was timed since."""
         self.check_finite(step)
         loss = self._mean_loss()
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        speed = self._images_per_call * self._timed / seconds
+        speeds = self._speeds()
         memory = strategies.peak_memory_gb()
-        self._bar.set_postfix(
-            {self._measure: f"{loss:.4f}", "images/s": f"{speed:.1f}", "GB": f"{memory:.1f}"}
-        )
+        shown = {self._measure: f"{loss:.4f}"}
+        if speeds:
+            shown["images/s"] = f"{speeds['images_per_second']:.1f}"
+        self._bar.set_postfix({**shown, "GB": f"{memory:.1f}"})
         self._summaries.scalars(
-            step,
-            "train",
-            images_per_second=speed,
-            tokens_per_second=speed * self._tokens_per_image,
-            data_wait=self._waited / seconds,
-            peak_memory_gb=memory,
-            **{self._measure: loss},
+            step, "train", **speeds, peak_memory_gb=memory, **{self._measure: loss}
         )
         self._restart()
+
+    def _speeds(self) -> dict[str, float]:
+        if not self._timed:  # the one call so far was the first, which compiles
+            return {}
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        speed = self._images_per_call * self._timed / seconds
+        return {
+            "images_per_second": speed,
+            "tokens_per_second": speed * self._tokens_per_image,
+            "data_wait": self._waited / seconds,
+        }
 
     def _restart(self) -> None:
         self._losses, self._waited, self._timed = [], 0.0, 0
@@ -226,7 +231,7 @@ class Draw:
     Args:
         sampler: Paints with the model in training.
         palette: Colours of the tokens.
-        originals: Tokens int32[n,T] of held-out images; their top halves are completed.
+        originals: Tokens int32[n,T] of held-out images; their lower halves are painted anew.
         summaries: Shows the pictures in TensorBoard.
         path: Formats the PNG's path from the step.
         seed: The same noise at every call, so that pictures compare.

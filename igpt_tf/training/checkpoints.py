@@ -1,7 +1,9 @@
 """The state on disk: the newest checkpoints to resume from, and the best held-out weights."""
 
+import contextlib
 import glob
 import os
+import re
 import shutil
 
 import keras
@@ -19,7 +21,8 @@ _DAMAGED = (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeEr
 class Checkpoints:
     """Saves and restores model, optimizer, step and the best held-out step.
 
-    Files: `ckpt-STEP.*`, the newest `keep`; `best-STEP.*`, the weights of the best held-out step.
+    Files: `ckpt-STEP.*`, the newest `keep`; `best/best-STEP.*`, the weights of the best held-out
+    step, and of those that were the best when the kept checkpoints were written.
 
     Args:
         directory: The workdir's `checkpoints` folder, to restore from.
@@ -46,7 +49,7 @@ class Checkpoints:
         for folder in (directory, written_to, os.path.join(written_to, "best")):
             _check_list(folder)
         _remove_unfinished(written_to)
-        self._directory = directory
+        self._directory, self._written_to = directory, written_to
         self._step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_step = tf.Variable(0, dtype="int64", trainable=False)
         self._best_loss = tf.Variable(float("inf"), dtype="float64", trainable=False)
@@ -62,13 +65,7 @@ class Checkpoints:
             self._state, written_to, max_to_keep=keep, checkpoint_name="ckpt"
         )
         self._weights = tf.train.Checkpoint(weights=weights)
-        # Two, because the newest checkpoint may still name the one before the last.
-        self._best = tf.train.CheckpointManager(
-            self._weights,
-            os.path.join(written_to, "best"),
-            max_to_keep=2,
-            checkpoint_name="best",
-        )
+        _ = self._weights.save_counter  # makes it, because `restore` looks for it in the files
 
     @property
     def best_step(self) -> int:
@@ -84,6 +81,7 @@ class Checkpoints:
         """Writes `ckpt-STEP`."""
         self._step.assign(step)
         self._newest.save(checkpoint_number=step)
+        self._remove_outdone()
 
     def restore_newest(self) -> int:
         """Restores the newest whole checkpoint and returns its step; 0 if there is none.
@@ -108,9 +106,12 @@ class Checkpoints:
     def note_heldout(self, step: int, loss: float) -> None:
         """Keeps the weights as `best-STEP` if the held-out loss is the lowest so far."""
         if loss < self.best_loss:
+            # Written before it is named, and others removed last: at every moment the weights that
+            # a checkpoint names are on disk.
+            self._weights.write(_best_path(self._written_to, step))
             self._best_step.assign(step)
             self._best_loss.assign(loss)
-            self._best.save(checkpoint_number=step)
+            self._remove_outdone()
 
     def restore_best(self) -> int:
         """Loads the best held-out weights into the model and returns their step.
@@ -118,13 +119,35 @@ class Checkpoints:
         Raises:
             InputError: The file is damaged.
         """
-        path = os.path.join(self._directory, "best", f"best-{self.best_step}")
+        path = _best_path(self._directory, self.best_step)
         if not _restored(self._weights, path):
             raise InputError(
                 "the best held-out weights are damaged; export the last with "
                 f"--gin_param='train.export=\"last\"'. Received: {path}"
             )
         return self.best_step
+
+    def _remove_outdone(self) -> None:
+        """Removes best weights that neither a checkpoint nor the run as it stands names."""
+        named = _named_best_steps(self._written_to) | {self.best_step}
+        for path in glob.glob(glob.escape(_best_path(self._written_to, "")) + "*"):
+            step = re.search(r"best-(\d+)\.(index|data-\S+)$", path)
+            if step and int(step[1]) not in named:
+                os.remove(path)
+
+
+def _best_path(directory: str, step: int | str) -> str:
+    return os.path.join(directory, "best", f"best-{step}")
+
+
+def _named_best_steps(directory: str) -> set[int]:
+    """The best held-out steps of the checkpoints in a folder; of the damaged ones none is known."""
+    steps = set()
+    for path in glob.glob(os.path.join(glob.escape(directory), "ckpt-*.index")):
+        with contextlib.suppress(*_DAMAGED):
+            reader = tf.train.load_checkpoint(path.removesuffix(".index"))
+            steps.add(int(reader.get_tensor("best_step/.ATTRIBUTES/VARIABLE_VALUE")))
+    return steps
 
 
 def _remove_unfinished(directory: str) -> None:

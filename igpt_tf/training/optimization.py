@@ -58,7 +58,8 @@ def build_optimizer(
     if weight_decay is None:
         return keras.optimizers.Adam(schedule, **arguments)
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, **arguments)
-    optimizer.exclude_from_weight_decay(var_names=["scale"])  # the norms' gains
+    # What is no matrix: the norms' gains and the first slot's vector.
+    optimizer.exclude_from_weight_decay(var_names=["scale", "sos"])
     return optimizer
 
 

@@ -93,11 +93,15 @@ def take_steps(
     )
     rewinds = Rewinds(os.path.join(folder.run, "rewinds.json"), num_rewinds, writes=folder.is_chief)
 
-    def attempt(first_step):
+    def attempt(first_step, stop):
         summaries = Summaries(
             folder.file("summaries"), folder.file("metrics.jsonl"), first_step=first_step
         )
-        summaries.text("config", config.operative_markdown())
+        with contextlib.closing(summaries):
+            summaries.text("config", config.operative_markdown())
+            go_on(first_step, stop, summaries)
+
+    def go_on(first_step, stop, summaries):
         report = Report(
             summaries,
             trainer,
@@ -107,39 +111,47 @@ def take_steps(
             measure=measure,
         )
         save, stop_if_stale = _saving(report, trainer, checkpoints, patience)
-        profile = Profile(folder.file("summaries"), cadence.profile_steps)
+        stride = trainer.steps_per_call
+        profile = Profile(folder.file("summaries"), cadence.profile_steps, stride=stride)
         with contextlib.closing(report), contextlib.closing(profile):
             stop_if_stale(first_step)  # a run that had ended early is over
+            profile(first_step)
             loop.run(
                 lambda batch, waited: report.add(trainer.train_step(batch), waited),
                 _chained(batches, rewinds.segments(seed, first_step, num_steps), trainer),
                 first_step=first_step,
                 num_steps=num_steps,
                 actions=[
-                    loop.Periodic(trainer.steps_per_call, profile),
+                    loop.Periodic(stride, profile),
                     loop.Periodic(cadence.log_every, report),
                     *_untimed(report, actions(checkpoints, summaries)),
                     *_untimed(report, [loop.Periodic(cadence.checkpoint_every, save)]),
                     *_untimed(report, [loop.Periodic(cadence.evaluate_every, stop_if_stale)]),
                 ],
                 save=save,
-                stride=trainer.steps_per_call,
-                agree=strategies.agreement(trainer.strategy),
+                stop=stop,
+                stride=stride,
             )
 
     first_step = checkpoints.restore_newest()
     strategies.wait_for_all(trainer.strategy)  # nobody writes before everybody has read
     if num_rewinds and not first_step:
         checkpoints.save(0)  # a place to go back to
-    with contextlib.suppress(_Enough):
+    with loop.Stop(strategies.agreement(trainer.strategy)) as stop:
         while True:
             try:
-                attempt(first_step)
+                attempt(first_step, stop)
+                break
+            except _Enough:
+                if stop.told():
+                    stop.leave()
                 break
             except NonFiniteLoss as error:
                 first_step = checkpoints.restore_newest()
                 rewinds.add(first_step, error)
                 logging.warning("%s", f"back to step {first_step}, with other images: {error}")
+                if stop.told():  # in the step that was lost
+                    stop.leave()
     strategies.wait_for_all(trainer.strategy)  # the chief's last files are whole
     return checkpoints
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -16,8 +17,8 @@ class Summaries:
     Args:
         directory: The workdir's `summaries` folder; one sub-folder a split.
         metrics_path: The workdir's `metrics.jsonl`.
-        first_step: The step the run (re)starts from; what was written for later steps is dropped,
-            because those steps are taken again.
+        first_step: The step the run (re)starts from; what was written for later steps is dropped
+            from `metrics.jsonl` and not shown by TensorBoard, because those steps are taken again.
     """
 
     def __init__(self, directory: str, metrics_path: str, *, first_step: int):
@@ -25,6 +26,8 @@ class Summaries:
             split: tf.summary.create_file_writer(os.path.join(directory, split))
             for split in ("train", "valid")
         }
+        for writer in self._writers.values():
+            _hide_events_from(writer, first_step + 1)
         drop_after(metrics_path, first_step)
         self._metrics = open(metrics_path, "ab", buffering=0)
 
@@ -49,6 +52,12 @@ class Summaries:
             tf.summary.text(name, markdown)
         self._writers["train"].flush()
 
+    def close(self) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._metrics.close()
+
     def _append(self, line: str) -> None:
         """Writes a line whole or, on a full disk, not at all."""
         end = os.fstat(self._metrics.fileno()).st_size
@@ -58,6 +67,17 @@ class Summaries:
 
     def _writer(self, split):
         return self._writers["train" if split == "train" else "valid"]
+
+
+def _hide_events_from(writer: tf.summary.SummaryWriter, step: int) -> None:
+    """Has TensorBoard drop what earlier files say about `step` and later ones.
+
+    TensorBoard takes the first such event of a folder for a beginning, each further one for that of
+    a run started again.
+    """
+    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    event = tf.compat.v1.Event(wall_time=time.time(), step=step, session_log=start)
+    tf.raw_ops.ImportEvent(writer=writer._resource, event=event.SerializeToString())
 
 
 def drop_after(metrics_path: str, step: int) -> None:

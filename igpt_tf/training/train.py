@@ -19,7 +19,7 @@ from igpt_tf.export import write as write_saved_model
 from igpt_tf.model import ImageGPT, count_parameters, outline
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
-from igpt_tf.training import loop, running, strategies
+from igpt_tf.training import loop, profiling, running, strategies
 from igpt_tf.training.actions import Cadence, Draw, Evaluate
 from igpt_tf.training.baselines import token_baselines
 from igpt_tf.training.checkpoints import Checkpoints
@@ -92,6 +92,7 @@ def train(
     on_device = running.quantizes_on_device("train.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.accumulation)
     cadence.check(num_steps, step_options.steps_per_call)
+    profiling.check_steps(cadence.profile_steps, num_steps)
     running.set_precision("train.precision", precision)
     keras.utils.set_random_seed(seed)
 

@@ -28,6 +28,12 @@ FORMULAS = {
 SHAPES = [(2, 5, 16), (16,), (16, 24), (24, 16)]
 
 
+def random_inputs(rng, name, dtype="float32"):
+    """The arguments of the function `name`."""
+    number = {"rms_normalise": 2, "normalised_matmul": 3, "normalised_mlp": 4}[name]
+    return [tf.constant(rng.normal(size=shape), dtype) for shape in SHAPES[:number]]
+
+
 def with_gradients(function, inputs, upstream):
     with tf.GradientTape() as tape:
         tape.watch(inputs)
@@ -39,8 +45,7 @@ def with_gradients(function, inputs, upstream):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_result_and_gradients_are_those_of_the_formula(rng, name, compiled):
-    inputs = [tf.constant(rng.normal(size=shape), "float32") for shape in SHAPES]
-    inputs = inputs[: {"rms_normalise": 2, "normalised_matmul": 3, "normalised_mlp": 4}[name]]
+    inputs = random_inputs(rng, name)
     upstream = rng.normal(size=FORMULAS[name](*inputs).shape).astype("float32")
     written = getattr(gradients, name)
 
@@ -50,6 +55,17 @@ def test_result_and_gradients_are_those_of_the_formula(rng, name, compiled):
 
     for one, other in zip(ours(), with_gradients(FORMULAS[name], inputs, upstream), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_gradient_has_the_dtype_of_what_it_is_the_gradient_of(rng, name):
+    inputs = random_inputs(rng, name, "bfloat16")
+    exact = [tf.cast(x, "float32") for x in inputs]
+    ours = with_gradients(getattr(gradients, name), inputs, tf.ones((), "bfloat16"))
+    assert {one.dtype for one in ours} == {tf.bfloat16}
+    for one, other in zip(ours, with_gradients(FORMULAS[name], exact, 1.0), strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(tf.cast(one, "float32") / scale, other / scale, atol=0.05)
 
 
 def test_quick_gelu_is_the_papers_formula(rng):

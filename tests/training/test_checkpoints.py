@@ -1,8 +1,11 @@
 """Claims about what is kept: everything to go on from, and the best weights."""
 
+import errno
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
@@ -49,6 +52,53 @@ def test_the_best_held_out_weights_come_back_whatever_came_after(tmp_path):
     assert resumed.restore_newest() == 3
     assert (resumed.best_step, resumed.best_loss) == (2, 1.0)
     assert resumed.restore_best() == 2 and values(model) == {2.0}
+
+
+def best_files(directory):
+    return sorted(path.stem for path in (directory / "best").glob("best-*.index"))
+
+
+def test_the_best_weights_that_a_checkpoint_names_stay_however_many_better_ones_follow(tmp_path):
+    model, optimizer, checkpoints = new_state(tmp_path)
+    for step in range(1, 10):  # nine evaluations, then killed
+        fill(model, optimizer, step)
+        checkpoints.note_heldout(step, 2 - step / 10)
+        if step in (1, 5):
+            checkpoints.save(step)
+    assert best_files(tmp_path) == ["best-1", "best-5", "best-9"]
+    model, _, resumed = new_state(tmp_path, seed=1)
+    assert resumed.restore_newest() == resumed.best_step == 5
+    assert resumed.restore_best() == 5 and values(model) == {5.0}
+
+
+def test_best_weights_that_nothing_names_any_more_are_removed(tmp_path):
+    _, _, checkpoints = new_state(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.note_heldout(step, 1 / step)
+        checkpoints.save(step)
+    assert best_files(tmp_path) == ["best-2", "best-3"]  # two checkpoints are kept
+    checkpoints.note_heldout(4, 1 / 4)
+    _, _, resumed = new_state(tmp_path)  # killed before a checkpoint named the fourth
+    resumed.restore_newest()
+    resumed.save(4)
+    resumed.save(5)
+    assert best_files(tmp_path) == ["best-3"]
+    assert all(path.name.startswith("best-3.") for path in (tmp_path / "best").glob("best-*"))
+
+
+def test_best_weights_that_found_no_room_cost_none_of_those_before(tmp_path, monkeypatch):
+    model, optimizer, checkpoints = new_state(tmp_path)
+    fill(model, optimizer, 1)
+    checkpoints.note_heldout(1, 1.0)
+
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", no_room)
+    with pytest.raises(OSError):
+        checkpoints.note_heldout(2, 0.5)
+    assert checkpoints.best_step == 1
+    assert checkpoints.restore_best() == 1 and values(model) == {1.0}
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

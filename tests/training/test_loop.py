@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from igpt_tf.training.loop import Periodic, run
+from igpt_tf.training.loop import Periodic, Stop, run
 
 
 def run_noting(first_step=0, num_steps=5, every=2, on_step=lambda step: None):
@@ -18,17 +18,19 @@ def run_noting(first_step=0, num_steps=5, every=2, on_step=lambda step: None):
         on_step(batch)
 
     try:
-        run(
-            train_step,
-            itertools.count(first_step + 1),
-            first_step=first_step,
-            num_steps=num_steps,
-            actions=[
-                Periodic(every, lambda step: events.append(("report", step))),
-                Periodic(0, lambda step: events.append(("never", step))),
-            ],
-            save=lambda step: events.append(("save", step)),
-        )
+        with Stop() as stop:
+            run(
+                train_step,
+                itertools.count(first_step + 1),
+                first_step=first_step,
+                num_steps=num_steps,
+                actions=[
+                    Periodic(every, lambda step: events.append(("report", step))),
+                    Periodic(0, lambda step: events.append(("never", step))),
+                ],
+                save=lambda step: events.append(("save", step)),
+                stop=stop,
+            )
     except SystemExit as end:
         events.append(("exit", end.code))
     return events

@@ -1,10 +1,10 @@
 """Claims about the learning rate and the optimizer."""
 
-import keras
 import numpy as np
 import pytest
 
 from igpt_tf.errors import InputError
+from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.training.optimization import build_optimizer
 
 
@@ -34,15 +34,20 @@ def test_the_optimizer_is_adam_with_the_papers_betas_and_no_weight_decay():
     assert optimizer.weight_decay is None
 
 
-def test_weight_decay_spares_the_gains_of_the_norms():
+def test_weight_decay_shrinks_the_matrices_and_spares_the_vectors():
+    shape = {"image_size": (2, 2), "vocabulary_size": 3, "num_layers": 2, "hidden_dim": 4}
+    model = Classifier(ImageGPT(**shape, num_heads=2), num_classes=2)
     optimizer = build_optimizer(
         num_steps=10, steps_per_epoch=1, learning_rate=0.1, warmup_steps=0, weight_decay=0.5
     )
-    gain = keras.Variable(np.ones(2), name="scale")
-    matrix = keras.Variable(np.ones((2, 2)), name="kernel")
-    optimizer.apply([np.zeros(2), np.zeros((2, 2))], [gain, matrix])
-    np.testing.assert_allclose(gain.numpy(), 1.0)
-    np.testing.assert_allclose(matrix.numpy(), 0.95, rtol=1e-5)
+    variables = model.trainable_variables
+    for variable in variables:
+        variable.assign(np.ones(variable.shape))
+    optimizer.apply([np.zeros(v.shape, "float32") for v in variables], variables)
+    for variable in variables:
+        expected = 0.95 if len(variable.shape) == 2 else 1.0
+        np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5, err_msg=variable.path)
+    assert {v.name for v in variables if len(v.shape) == 1} == {"scale", "sos"}
 
 
 def test_a_warm_up_that_outlasts_the_run_is_refused():

@@ -1,6 +1,9 @@
 """Claims about going on after a loss that blew up."""
 
 import json
+import os
+import shutil
+import signal
 
 import keras
 import numpy as np
@@ -11,7 +14,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive
 from igpt_tf.palette import Palette
-from igpt_tf.training import running
+from igpt_tf.training import loop, running
 from igpt_tf.training.actions import Cadence
 from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
 from igpt_tf.training.trainer import Trainer
@@ -40,13 +43,14 @@ def fragile_trainer():
     )
 
 
-def run(workdir, num_rewinds):
+def run(workdir, num_rewinds, on_batch=lambda step, seed: None, **options):
     """Trains; returns the trainer and the (step, seed) of every batch it was fed."""
     trainer, fed = fragile_trainer(), []
 
     def batches(first_step, seed):
         for step in range(first_step, NUM_STEPS):
             fed.append((step, seed))
+            on_batch(step, seed)
             tokens = np.random.default_rng([seed, step]).integers(0, 5, (4, 9))
             poisoned = seed == 0 and step == POISONED_STEP
             yield {"tokens": tf.constant(tokens, "int32"), "poisoned": poisoned}
@@ -55,11 +59,11 @@ def run(workdir, num_rewinds):
         Workdir(str(workdir), 0),
         trainer,
         batches,
-        Cadence(log_every=5, evaluate_every=0, checkpoint_every=5),
+        Cadence(log_every=5, evaluate_every=5, checkpoint_every=5),
         num_steps=NUM_STEPS,
         seed=0,
-        actions=lambda checkpoints, summaries: [],
         num_rewinds=num_rewinds,
+        **{"actions": lambda checkpoints, summaries: [], **options},
     )
     return trainer, fed
 
@@ -79,6 +83,34 @@ def test_a_rewound_run_takes_other_images_up_to_where_it_was_lost_and_then_its_o
     assert {step for step, seed in window.items() if not seed} == set(range(15, 20))
     steps = [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")]
     assert steps == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("step", [POISONED_STEP, 14])  # a save notices, or a report
+def test_a_signal_in_a_step_that_is_lost_ends_the_run_where_it_was_rewound_to(tmp_path, step):
+    def interrupt(*batch):
+        if batch == (step, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "run", num_rewinds=1, on_batch=interrupt)
+    assert end.value.code == 143
+    shutil.copytree(tmp_path / "run", tmp_path / "again")  # the run's is locked, by its traceback
+    _, fed = run(tmp_path / "again", num_rewinds=1)
+    assert fed[0][0] == 10 and fed[0][1] != 0 and fed[-1] == (19, 0)
+
+
+def test_a_signal_in_the_step_at_which_a_run_ends_early_is_heeded_too(tmp_path):
+    def evaluate(checkpoints, summaries):
+        return [loop.Periodic(5, lambda step: checkpoints.note_heldout(step, float(step)))]
+
+    def interrupt(step, seed):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, num_rewinds=0, on_batch=interrupt, actions=evaluate, patience=5)
+    assert end.value.code == 130
+    assert (tmp_path / "checkpoints/ckpt-10.index").exists()
 
 
 def test_a_resumed_run_knows_the_windows_of_the_one_before(tmp_path):
