@@ -114,8 +114,9 @@ class Checkpoints:
         path = os.path.join(self._directory, "best", f"best-{self.best_step}")
         if not _restored(self._weights, path):
             raise InputError(
-                "the best held-out weights are damaged; export the last with "
-                f"--gin_param='train.export=\"last\"'. Received: {path}"
+                "the best held-out weights are damaged; the same command with "
+                "--gin_param='train.export=\"last\"' exports the last of a pretraining, a "
+                f"fine-tuning starts again in a new workdir. Received: {path}"
             )
         return self.best_step
 

@@ -10,6 +10,20 @@ import tensorflow as tf
 
 from igpt_tf.errors import InputError
 
+# What a run that goes on may change: none of these has a say in a step, nor in which steps are
+# measured. A rewound window alone begins where a checkpoint lies and ends where a report noticed.
+_FREE = {
+    "train.export",
+    "train.num_rewinds",
+    "cadence.log_every",
+    "cadence.checkpoint_every",
+    "cadence.keep_checkpoints",
+    "cadence.draw_every",
+    "cadence.probe_every",
+    "cadence.num_probe_images",
+    "cadence.profile_steps",
+}
+
 
 class Workdir:
     """Paths of a run's files, and the checks made when a run starts in them.
@@ -52,25 +66,19 @@ class Workdir:
         return self.path == self.run
 
     def claim(self, configuration: str) -> None:
-        """Writes the operative configuration, or compares it with the one that is there.
+        """Writes the operative configuration, unless that of another run is there.
 
         Args:
             configuration: The operative gin text.
 
         Raises:
-            InputError: The folder belongs to another configuration; names the first difference.
+            InputError: See `refuse_another`.
         """
+        refuse_another(self.path, configuration, is_finished=self.result() is not None)
         path = self.file("operative_config.gin")
-        if not os.path.exists(path):
+        before = _read(path)
+        if before is None or _bindings(before) != _bindings(configuration):
             write_atomically(path, configuration)
-            return
-        with open(path) as file:
-            difference = _first_difference(_bindings(file.read()), _bindings(configuration))
-        if difference:
-            raise InputError(
-                "the workdir belongs to another configuration; choose another workdir or the "
-                f"same bindings. Received: {difference}, workdir={self.path}"
-            )
 
     def result(self) -> dict | None:
         """The numbers of a finished run, or None."""
@@ -83,6 +91,32 @@ class Workdir:
     def write_result(self, result: dict) -> None:
         """Writes `result.json`, which marks the run as finished."""
         write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
+
+
+def refuse_another(path: str, configuration: str, *, is_finished: bool = False) -> None:
+    """Compares a configuration with the one in a folder, if there is one; writes nothing.
+
+    A run that goes on may change what has no say in its steps: `train.export`,
+    `train.num_rewinds`, and `cadence` but for the evaluations, which choose the best step.
+
+    Args:
+        path: A folder that holds `operative_config.gin`, or not.
+        configuration: The operative gin text.
+        is_finished: Whether the folder's run is: then nothing of it may change.
+
+    Raises:
+        InputError: The folder belongs to another configuration; names the first difference.
+    """
+    before = _read(os.path.join(path, "operative_config.gin"))
+    if before is None:
+        return
+    free = set() if is_finished else _FREE
+    difference = _first_difference(_bindings(before), _bindings(configuration), free)
+    if difference:
+        raise InputError(
+            "the workdir belongs to another configuration; choose another workdir or the "
+            f"same bindings. Received: {difference}, workdir={path}"
+        )
 
 
 @contextlib.contextmanager
@@ -114,6 +148,13 @@ def write_atomically(path: str, text: str) -> None:
     os.replace(path + ".part", path)
 
 
+def _read(path: str) -> str | None:
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        return file.read()
+
+
 def _bindings(text: str) -> dict[str, str]:
     """gin text -> {'train.seed': '0', ...}; a value may continue over indented lines."""
     bindings, name = {}, None
@@ -126,8 +167,8 @@ def _bindings(text: str) -> dict[str, str]:
     return bindings
 
 
-def _first_difference(before: dict, now: dict) -> str | None:
-    for name in sorted(before.keys() | now.keys()):
+def _first_difference(before: dict, now: dict, free: set[str]) -> str | None:
+    for name in sorted((before.keys() | now.keys()) - free):
         if before.get(name) != now.get(name):
             return f"{name} = {now.get(name, '(unset)')} where it was {before.get(name, '(unset)')}"
     return None

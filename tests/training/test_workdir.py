@@ -21,6 +21,28 @@ def test_a_workdir_of_another_configuration_is_refused_and_the_difference_named(
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
 
 
+@pytest.mark.parametrize(
+    "free", ["train.export = 'last'", "train.num_rewinds = 3", "cadence.log_every = 7"]
+)
+def test_a_run_that_goes_on_may_change_what_has_no_say_in_its_steps(tmp_path, free):
+    folder = Workdir(str(tmp_path))
+    folder.claim(CONFIGURATION)
+    folder.claim(CONFIGURATION + free + "\n")
+    assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION + free + "\n"
+    folder.write_result({"step": 3})
+    with pytest.raises(InputError, match="another configuration"):
+        folder.claim(CONFIGURATION)
+
+
+@pytest.mark.parametrize("name", ["cadence.evaluate_every", "cadence.num_heldout_images"])
+def test_what_chooses_the_best_step_may_not_change(tmp_path, name):
+    folder = Workdir(str(tmp_path))
+    folder.claim(CONFIGURATION)
+    with pytest.raises(InputError, match=name):
+        folder.claim(f"{CONFIGURATION}{name} = 7\n")
+    assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
+
+
 def test_a_second_process_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
     code = (
         "from igpt_tf.training.workdir import Workdir\n"

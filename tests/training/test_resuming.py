@@ -1,0 +1,53 @@
+"""Claims about starting a run again: what may change, what must not, which mends are taken."""
+
+import gc
+
+import gin
+import pytest
+
+from igpt_tf import config
+from igpt_tf.errors import InputError
+from igpt_tf.training.rewinds import NonFiniteLoss
+from igpt_tf.training.train import train
+
+SHORT = (
+    "train.num_steps = 4",
+    "train.batch_size = 8",
+    "cadence.evaluate_every = 2",
+    "cadence.checkpoint_every = 2",
+    "cadence.num_heldout_images = 16",
+    "cadence.probe_every = 0",
+    "cadence.draw_every = 0",
+    "build_optimizer.warmup_steps = 1",
+    "build_model.num_layers = 1",
+    "build_model.hidden_dim = 8",
+)
+
+
+def run(workdir, *bindings, dry_run=False):
+    """Runs the program's root as the program does."""
+    gin.clear_config()
+    gc.collect()  # a run before this one lets go of its lock
+    config.parse(["gin/runs/digits_tiny_ar.gin"], [*SHORT, *bindings])
+    train(workdir=str(workdir), dry_run=dry_run)
+
+
+def test_damaged_best_weights_are_mended_as_the_message_says(tmp_path):
+    run(tmp_path)
+    (tmp_path / "result.json").unlink()
+    for path in tmp_path.glob("checkpoints/best/best-*.data*"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match='train.export="last"\''):
+        run(tmp_path)
+    run(tmp_path, 'train.export="last"')
+    assert (tmp_path / "export/4/saved_model.pb").exists()
+    assert "train.export = 'last'" in (tmp_path / "operative_config.gin").read_text()
+
+
+def test_a_lost_loss_is_gone_around_in_the_same_workdir_as_the_message_says(tmp_path):
+    blown_up = ("build_optimizer.learning_rate = 1e30",)
+    with pytest.raises(NonFiniteLoss, match="--gin_param=train.num_rewinds=3"):
+        run(tmp_path, *blown_up)
+    with pytest.raises(NonFiniteLoss):  # again, but not "another configuration"
+        run(tmp_path, *blown_up, "train.num_rewinds=3")
+    assert (tmp_path / "rewinds.json").read_text().count("[") == 1 + 3
