@@ -90,11 +90,10 @@ def finetune(
         _check_rates(learning_rates, build_optimizer)
     config.refuse_unread_bindings()
 
-    folder = running.open_workdir(workdir, strategy)
+    folder = running.open_workdir(workdir, strategy, model.palette)
     if folder is None:
         return
     with running.guarded(workdir, strategy):
-        model.palette.save(folder.file("palette.npy"))
         tuning = Tuning(
             model=model,
             splits=splits,

@@ -14,6 +14,7 @@ from absl import logging
 
 from igpt_tf import config, environment
 from igpt_tf.errors import InputError
+from igpt_tf.palette import Palette
 from igpt_tf.training import loop, strategies
 from igpt_tf.training.actions import Cadence, Report
 from igpt_tf.training.checkpoints import Checkpoints
@@ -24,14 +25,17 @@ from igpt_tf.training.trainer import Trainer
 from igpt_tf.training.workdir import Workdir, naming_a_full_disk
 
 
-def open_workdir(workdir: str, strategy: tf.distribute.Strategy) -> Workdir | None:
+def open_workdir(
+    workdir: str, strategy: tf.distribute.Strategy, palette: Palette
+) -> Workdir | None:
     """The folder, claimed for the configuration in force; None, said aloud, if it is finished.
 
     Raises:
         InputError: See `Workdir`.
     """
     folder = Workdir(workdir, strategies.worker_index(strategy))
-    folder.claim(config.operative_text())
+    with naming_a_full_disk(workdir):
+        folder.claim(config.operative_text(), palette)
     if folder.result():
         print(f"this run is finished: {os.path.join(workdir, 'result.json')}")
         return None

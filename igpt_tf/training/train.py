@@ -113,11 +113,10 @@ def train(
     if dry_run:
         return
 
-    folder = running.open_workdir(workdir, strategy)
+    folder = running.open_workdir(workdir, strategy, palette)
     if folder is None:
         return
     with running.guarded(workdir, strategy):
-        palette.save(folder.file("palette.npy"))
         trainer = Trainer(
             new_model(),
             objective,

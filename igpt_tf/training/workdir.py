@@ -9,6 +9,7 @@ import os
 import tensorflow as tf
 
 from igpt_tf.errors import InputError
+from igpt_tf.palette import Palette
 
 # What a run that goes on may change: none of these has a say in a step, nor in which steps are
 # measured. A rewound window alone begins where a checkpoint lies and ends where a report noticed.
@@ -65,20 +66,24 @@ class Workdir:
         """Whether this host writes the run's files."""
         return self.path == self.run
 
-    def claim(self, configuration: str) -> None:
-        """Writes the operative configuration, unless that of another run is there.
+    def claim(self, configuration: str, palette: Palette) -> None:
+        """Writes the operative configuration and the palette, unless another run's are there.
 
         Args:
             configuration: The operative gin text.
+            palette: The run's; gin knows no more of it than its file's name.
 
         Raises:
             InputError: See `refuse_another`.
         """
-        refuse_another(self.path, configuration, is_finished=self.result() is not None)
+        refuse_another(self.path, configuration, palette, is_finished=self.result() is not None)
         path = self.file("operative_config.gin")
         before = _read(path)
         if before is None or _bindings(before) != _bindings(configuration):
             write_atomically(path, configuration)
+        if not os.path.exists(self.file("palette.npy")):
+            palette.save(self.file(".palette.npy"))
+            os.replace(self.file(".palette.npy"), self.file("palette.npy"))
 
     def result(self) -> dict | None:
         """The numbers of a finished run, or None."""
@@ -93,29 +98,50 @@ class Workdir:
         write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
 
 
-def refuse_another(path: str, configuration: str, *, is_finished: bool = False) -> None:
-    """Compares a configuration with the one in a folder, if there is one; writes nothing.
+def refuse_another(
+    path: str, configuration: str, palette: Palette, *, is_finished: bool = False
+) -> None:
+    """Compares a configuration and a palette with those in a folder, if any; writes nothing.
 
     A run that goes on may change what has no say in its steps: `train.export`,
     `train.num_rewinds`, and `cadence` but for the evaluations, which choose the best step.
 
     Args:
-        path: A folder that holds `operative_config.gin`, or not.
+        path: A folder that holds `operative_config.gin` and `palette.npy`, or not.
         configuration: The operative gin text.
+        palette: The run's.
         is_finished: Whether the folder's run is: then nothing of it may change.
 
     Raises:
-        InputError: The folder belongs to another configuration; names the first difference.
+        InputError: The folder belongs to another configuration, and names the first difference; or
+            to another palette.
     """
     before = _read(os.path.join(path, "operative_config.gin"))
-    if before is None:
-        return
     free = set() if is_finished else _FREE
-    difference = _first_difference(_bindings(before), _bindings(configuration), free)
+    if before is None:
+        difference = None
+    else:
+        difference = _first_difference(_bindings(before), _bindings(configuration), free)
     if difference:
         raise InputError(
             "the workdir belongs to another configuration; choose another workdir or the "
             f"same bindings. Received: {difference}, workdir={path}"
+        )
+    _refuse_another_palette(os.path.join(path, "palette.npy"), palette)
+
+
+def _refuse_another_palette(path: str, palette: Palette) -> None:
+    if not os.path.exists(path):
+        return
+    try:
+        before = Palette.load(path)
+    except InputError as error:
+        raise InputError(f"remove this file, and it is written again: {error}") from None
+    if before.fingerprint != palette.fingerprint:
+        raise InputError(
+            "the workdir belongs to another palette; choose another workdir, or the palette that "
+            f"the run began with, which is kept in {path}. Received: palette of {len(palette)} "
+            f"colours, fingerprint {palette.fingerprint}, where it was {before.fingerprint}"
         )
 
 

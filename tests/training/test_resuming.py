@@ -7,9 +7,17 @@ import pytest
 
 from igpt_tf import config
 from igpt_tf.errors import InputError
+from igpt_tf.palette import Palette
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.train import train
 
+RUN = "gin/runs/digits_tiny_ar.gin"
+OWN_PALETTE = (  # in place of the data set's greys
+    "gin/base.gin",
+    "gin/models/tiny.gin",
+    "gin/objectives/autoregressive.gin",
+    "gin/optimization/short.gin",
+)
 SHORT = (
     "train.num_steps = 4",
     "train.batch_size = 8",
@@ -24,12 +32,32 @@ SHORT = (
 )
 
 
-def run(workdir, *bindings, dry_run=False):
+def run(workdir, *bindings, files=(RUN,), dry_run=False):
     """Runs the program's root as the program does."""
     gin.clear_config()
     gc.collect()  # a run before this one lets go of its lock
-    config.parse(["gin/runs/digits_tiny_ar.gin"], [*SHORT, *bindings])
+    config.parse(list(files), [*SHORT, *bindings])
     train(workdir=str(workdir), dry_run=dry_run)
+
+
+def test_a_run_does_not_go_on_with_another_palette(tmp_path):
+    path = tmp_path / "palette.npy"
+    bindings = (
+        "train.source = @digits()",
+        "train.palette = @load_palette()",
+        f"load_palette.path = {str(path)!r}",
+        "build_optimizer.learning_rate = 0.004",
+    )
+    greys = Palette.grey(17)
+    greys.save(path)
+    run(tmp_path / "run", *bindings, files=OWN_PALETTE)
+    (tmp_path / "run/result.json").unlink()
+    Palette(greys.centroids[::-1]).save(path)
+    for dry_run in (False,):
+        with pytest.raises(InputError, match="another palette"):
+            run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=dry_run)
+    kept = Palette.load(str(tmp_path / "run/palette.npy"))
+    assert kept.fingerprint == greys.fingerprint
 
 
 def test_damaged_best_weights_are_mended_as_the_message_says(tmp_path):

@@ -6,18 +6,20 @@ import sys
 import pytest
 
 from igpt_tf.errors import InputError
+from igpt_tf.palette import Palette
 from igpt_tf.training.summaries import drop_after
 from igpt_tf.training.workdir import Workdir
 
 CONFIGURATION = "# Parameters for train:\ntrain.seed = 0\ntrain.batch_size = \\\n    64\n"
+GREYS = Palette.grey(4)
 
 
 def test_a_workdir_of_another_configuration_is_refused_and_the_difference_named(tmp_path):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION)
-    folder.claim(CONFIGURATION)
+    folder.claim(CONFIGURATION, GREYS)
+    folder.claim(CONFIGURATION, GREYS)
     with pytest.raises(InputError, match="train.seed = 1 where it was 0"):
-        folder.claim(CONFIGURATION.replace("seed = 0", "seed = 1"))
+        folder.claim(CONFIGURATION.replace("seed = 0", "seed = 1"), GREYS)
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
 
 
@@ -26,21 +28,41 @@ def test_a_workdir_of_another_configuration_is_refused_and_the_difference_named(
 )
 def test_a_run_that_goes_on_may_change_what_has_no_say_in_its_steps(tmp_path, free):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION)
-    folder.claim(CONFIGURATION + free + "\n")
+    folder.claim(CONFIGURATION, GREYS)
+    folder.claim(CONFIGURATION + free + "\n", GREYS)
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION + free + "\n"
     folder.write_result({"step": 3})
     with pytest.raises(InputError, match="another configuration"):
-        folder.claim(CONFIGURATION)
+        folder.claim(CONFIGURATION, GREYS)
 
 
 @pytest.mark.parametrize("name", ["cadence.evaluate_every", "cadence.num_heldout_images"])
 def test_what_chooses_the_best_step_may_not_change(tmp_path, name):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION)
+    folder.claim(CONFIGURATION, GREYS)
     with pytest.raises(InputError, match=name):
-        folder.claim(f"{CONFIGURATION}{name} = 7\n")
+        folder.claim(f"{CONFIGURATION}{name} = 7\n", GREYS)
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
+
+
+def test_a_workdir_of_another_palette_is_refused_and_keeps_its_own(tmp_path):
+    folder = Workdir(str(tmp_path))
+    folder.claim(CONFIGURATION, GREYS)
+    others = Palette(GREYS.centroids[::-1])
+    with pytest.raises(InputError, match=f"{others.fingerprint}, where it was {GREYS.fingerprint}"):
+        folder.claim(CONFIGURATION, others)
+    assert Palette.load(str(tmp_path / "palette.npy")).fingerprint == GREYS.fingerprint
+
+
+def test_a_damaged_palette_in_the_workdir_is_refused_with_the_mend(tmp_path):
+    folder = Workdir(str(tmp_path))
+    folder.claim(CONFIGURATION, GREYS)
+    (tmp_path / "palette.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="remove this file.*palette.npy"):
+        folder.claim(CONFIGURATION, GREYS)
+    (tmp_path / "palette.npy").unlink()
+    folder.claim(CONFIGURATION, GREYS)
+    assert (tmp_path / "palette.npy").exists()
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
