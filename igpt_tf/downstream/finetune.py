@@ -7,6 +7,7 @@ import tensorflow as tf
 import igpt_tf.training.optimization  # noqa: F401
 from igpt_tf import config
 from igpt_tf.data import Source
+from igpt_tf.data import augmentation as augmentations
 from igpt_tf.downstream import plots, summary
 from igpt_tf.downstream.splits import Splits, labelled, source_of
 from igpt_tf.downstream.tuning import Run, Tuning, search
@@ -89,6 +90,7 @@ def finetune(
     with strategy.scope():
         _check_rates(learning_rates, build_optimizer)
     config.refuse_unread_bindings()
+    augmentations.check(augmentation, source.image_size)
 
     folder = running.open_workdir(workdir, strategy, model.palette)
     if folder is None:

@@ -22,7 +22,12 @@ from igpt_tf.training.profiling import Profile
 from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
-from igpt_tf.training.workdir import Workdir, naming_a_full_disk
+from igpt_tf.training.workdir import (
+    Workdir,
+    naming_a_full_disk,
+    refuse_another,
+    refuse_unwritable,
+)
 
 
 def open_workdir(
@@ -43,6 +48,14 @@ def open_workdir(
         with naming_a_full_disk(workdir):
             environment.append_to(workdir)
     return folder
+
+
+def check_workdir(workdir: str | None, palette: Palette) -> None:
+    """Raises: InputError where `open_workdir` would, as far as it shows without writing."""
+    if workdir:
+        refuse_unwritable(workdir)
+        is_finished = os.path.exists(os.path.join(workdir, "result.json"))
+        refuse_another(workdir, config.operative_text(), palette, is_finished=is_finished)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import igpt_tf.objectives  # noqa: F401
 from igpt_tf import config
 from igpt_tf.data import Source
+from igpt_tf.data import augmentation as augmentations
 from igpt_tf.errors import InputError
 from igpt_tf.export import write as write_saved_model
 from igpt_tf.model import ImageGPT, count_parameters, outline
@@ -82,7 +83,8 @@ def train(
             (`build_optimizer.ema_momentum`).
         num_rewinds: How often the run may go back to its newest checkpoint and on with other images
             when its loss became non-finite; 0, the default, ends it.
-        dry_run: Build and check everything, print the plan, train nothing.
+        dry_run: Build and check everything but the weights, load one batch, print the plan, train
+            and write nothing.
 
     Raises:
         InputError: The configuration or the data is wrong, or the loss became non-finite.
@@ -109,8 +111,24 @@ def train(
             f"example to 0.999. Received: train.weights={weights!r}"
         )
     config.refuse_unread_bindings()
+    augmentations.check(augmentation, source.image_size)
+    feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
+
+    def batches(first_step, seed):
+        return feed.training(
+            source.train,
+            seed=seed,
+            first_step=first_step,
+            augmentation=augmentation,
+            stack=step_options.steps_per_call,
+        )
+
     print(_describe(plan, source, num_steps, batch_size))
     if dry_run:
+        running.check_workdir(workdir, palette)
+        with strategy.scope():
+            next(batches(0, seed))
+            feed.evaluation(source.valid)
         return
 
     folder = running.open_workdir(workdir, strategy, palette)
@@ -129,17 +147,10 @@ def train(
         exported = contextlib.nullcontext
         if weights == "averaged":
             exported = functools.partial(averaged_weights, trainer.model, optimizer)
-        feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
         checkpoints = running.take_steps(
             folder,
             trainer,
-            lambda first_step, seed: feed.training(
-                source.train,
-                seed=seed,
-                first_step=first_step,
-                augmentation=augmentation,
-                stack=step_options.steps_per_call,
-            ),
+            batches,
             cadence,
             num_steps=num_steps,
             seed=seed,

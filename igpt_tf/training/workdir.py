@@ -98,6 +98,15 @@ class Workdir:
         write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
 
 
+def refuse_unwritable(path: str) -> None:
+    """Raises: InputError if a folder cannot be made or written there; makes and writes nothing."""
+    there = os.path.abspath(path)
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"the workdir cannot be written; choose another. Received: {path}")
+
+
 def refuse_another(
     path: str, configuration: str, palette: Palette, *, is_finished: bool = False
 ) -> None:

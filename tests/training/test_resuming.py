@@ -53,11 +53,41 @@ def test_a_run_does_not_go_on_with_another_palette(tmp_path):
     run(tmp_path / "run", *bindings, files=OWN_PALETTE)
     (tmp_path / "run/result.json").unlink()
     Palette(greys.centroids[::-1]).save(path)
-    for dry_run in (False,):
+    for dry_run in (True, False):
         with pytest.raises(InputError, match="another palette"):
             run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=dry_run)
     kept = Palette.load(str(tmp_path / "run/palette.npy"))
     assert kept.fingerprint == greys.fingerprint
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_augmentation_too_wide_is_refused_before_anything_is_written(tmp_path, dry_run):
+    with pytest.raises(InputError, match="fewer pixels.*pixels=100"):
+        run(tmp_path / "run", "shift.max_pixels = 100", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_a_workdir_of_another_configuration_and_changes_nothing(tmp_path):
+    (tmp_path / "operative_config.gin").write_text("train.seed = 1\n")
+    with pytest.raises(InputError, match="another configuration"):
+        run(tmp_path, dry_run=True)
+    assert (tmp_path / "operative_config.gin").read_text() == "train.seed = 1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["operative_config.gin"]
+
+
+def test_a_dry_run_reads_a_batch(tmp_path):
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").write_bytes(b"no picture")
+    bindings = (
+        "train.source = @image_folder()",
+        f"image_folder.directory = {str(tmp_path)!r}",
+        "image_folder.image_size = (8, 8)",
+        "train.palette = @grey_palette()",
+        "grey_palette.num_levels = 17",
+        "build_optimizer.learning_rate = 0.004",
+    )
+    with pytest.raises(InputError, match="[a-f].png"):
+        run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=True)
 
 
 def test_damaged_best_weights_are_mended_as_the_message_says(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.training.summaries import drop_after
-from igpt_tf.training.workdir import Workdir
+from igpt_tf.training.workdir import Workdir, refuse_unwritable
 
 CONFIGURATION = "# Parameters for train:\ntrain.seed = 0\ntrain.batch_size = \\\n    64\n"
 GREYS = Palette.grey(4)
@@ -92,8 +92,13 @@ def test_a_result_marks_the_run_as_finished(tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        Workdir(str(tmp_path / "file" / "run"))
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="cannot be written"):
+            Workdir(str(path))
+        with pytest.raises(InputError, match="cannot be written"):
+            refuse_unwritable(str(path))
+    refuse_unwritable(str(tmp_path / "not" / "yet"))
+    assert not (tmp_path / "not").exists()
 
 
 def test_lines_of_steps_that_are_taken_again_and_lines_cut_short_are_dropped(tmp_path):
