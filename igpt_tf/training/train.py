@@ -27,7 +27,7 @@ from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.feeding import Feed, subset
 from igpt_tf.training.online_probe import online_probe
 from igpt_tf.training.optimization import averaged_weights, state_bytes
-from igpt_tf.training.summaries import Summaries
+from igpt_tf.training.summaries import Summaries, note_test
 from igpt_tf.training.trainer import StepOptions, Trainer
 from igpt_tf.training.workdir import Workdir
 
@@ -208,6 +208,8 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
     }
     if not folder.is_chief:
         return
+    if "test" in nats:
+        note_test(folder.file("metrics.jsonl"), step, nats_per_token=nats["test"])
     palette = trainer.palette
     write_saved_model(
         running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.config())),

@@ -242,6 +242,16 @@ def small_source(images, labels, class_names=("a", "b")):
     return Source(part, part, None, class_names, "digits")
 
 
+def test_the_test_part_has_a_line_of_its_own(saved_model, tmp_path):
+    part = digits().valid.take(np.arange(40))
+    source = Source(part, part, part, digits().class_names, "digits")
+    rate = "finetune.learning_rates = [0.01]"
+    result = run(saved_model, tmp_path, rate, "finetune.num_steps = 10", source=source)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (lines[-1]["step"], lines[-1]["split"]) == (10, "test")
+    assert lines[-1]["accuracy"] == pytest.approx(result["accuracy"]["test"], rel=1e-5)
+
+
 def test_data_that_cannot_be_told_apart_are_refused_in_one_line(saved_model, tmp_path):
     images = np.zeros((12, 8, 8, 3), "uint8")
     sources = {

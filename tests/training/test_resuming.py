@@ -1,8 +1,10 @@
 """Claims about starting a run again: what may change, what must not, which mends are taken."""
 
 import gc
+import json
 
 import gin
+import numpy as np
 import pytest
 
 from igpt_tf import config
@@ -21,6 +23,7 @@ OWN_PALETTE = (  # in place of the data set's greys
 SHORT = (
     "train.num_steps = 4",
     "train.batch_size = 8",
+    "cadence.log_every = 2",
     "cadence.evaluate_every = 2",
     "cadence.checkpoint_every = 2",
     "cadence.num_heldout_images = 16",
@@ -109,3 +112,25 @@ def test_a_lost_loss_is_gone_around_in_the_same_workdir_as_the_message_says(tmp_
     with pytest.raises(NonFiniteLoss):  # again, but not "another configuration"
         run(tmp_path, *blown_up, "train.num_rewinds=3")
     assert (tmp_path / "rewinds.json").read_text().count("[") == 1 + 3
+
+
+def test_the_test_part_is_measured_once_at_the_end_in_a_line_of_its_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
+    parts = {"train_images": images[:20], "valid_images": images[20:30], "test_images": images[30:]}
+    np.savez(tmp_path / "images.npz", **parts)
+    bindings = (
+        "train.source = @npz()",
+        f"npz.path = {str(tmp_path / 'images.npz')!r}",
+        "train.palette = @grey_palette()",
+        "grey_palette.num_levels = 17",
+        "build_optimizer.learning_rate = 0.004",
+    )
+    for _ in range(2):  # the second time as if it had been killed before its result was written
+        run(tmp_path / "run", *bindings, files=OWN_PALETTE)
+        result = json.loads((tmp_path / "run/result.json").read_text())
+        (tmp_path / "run/result.json").unlink()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in lines} == {"train", "valid", "test"}
+    [line] = [line for line in lines if line["split"] == "test"]
+    assert line["step"] == result["step"]
+    assert line["nats_per_token"] == pytest.approx(result["nats_per_token"]["test"], rel=1e-5)

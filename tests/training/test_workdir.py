@@ -103,6 +103,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
 
 def test_lines_of_steps_that_are_taken_again_and_lines_cut_short_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    test = '{"step": 1, "split": "test"}\n'
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n' + test + '{"st')
     drop_after(str(path), 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
