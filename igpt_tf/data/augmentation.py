@@ -3,7 +3,7 @@
 A factory returns a function `(images uint8[B,H,W,3], seeds int32[B,2]) -> uint8[B,H,W,3]`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gin
 import tensorflow as tf
@@ -12,6 +12,33 @@ from igpt_tf.data.randomness import row_integers
 from igpt_tf.errors import InputError
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> None:
+    """Traces every function, before a run begins that they would end.
+
+    Args:
+        augmentation: The functions.
+        image_size: (H, W) of the images they are meant for.
+
+    Raises:
+        InputError: From a function that refuses such images, or for what is no augmentation.
+    """
+    if not isinstance(augmentation, list | tuple) or not all(map(callable, augmentation)):
+        raise InputError(
+            "an augmentation is a list of functions, as in [@shift(), @flip()], or []. "
+            f"Received: augmentation={augmentation!r}"
+        )
+    images = tf.TensorSpec([1, *image_size, 3], tf.uint8)
+    seeds = tf.TensorSpec([1, 2], tf.int32)
+    for augment in augmentation:
+        try:
+            tf.function(augment, autograph=False).get_concrete_function(images, seeds)
+        except TypeError as error:
+            raise InputError(
+                "an augmentation is a function of images and seeds, which in gin has parentheses: "
+                f"[@shift()]. Received: {str(error).splitlines()[0]}"
+            ) from None
 
 
 @gin.register

@@ -152,5 +152,7 @@ def _mapped(steps: tf.data.Dataset, batch) -> tf.data.Dataset:
     options.deterministic = True
     # Shards are cut above, by rows; TensorFlow must not cut them again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # Nothing in it is for AutoGraph, which would raise an InputError as an error of its own.
+    batch = tf.autograph.experimental.do_not_convert(batch)
     dataset = steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(_PREFETCH).with_options(options)

@@ -7,6 +7,7 @@ import tensorflow as tf
 import igpt_tf.training.optimization  # noqa: F401
 from igpt_tf import config
 from igpt_tf.data import Source
+from igpt_tf.data import augmentation as augmentations
 from igpt_tf.downstream import plots, summary
 from igpt_tf.downstream.splits import Splits, labelled, source_of
 from igpt_tf.downstream.tuning import Run, Tuning, search
@@ -17,8 +18,9 @@ from igpt_tf.objectives import objective_from_description
 from igpt_tf.report import percent, write_json
 from igpt_tf.training import profiling, running, strategies
 from igpt_tf.training.actions import Cadence
-from igpt_tf.training.classification import ensemble_masks
+from igpt_tf.training.classification import Scores, ensemble_masks
 from igpt_tf.training.feeding import Feed
+from igpt_tf.training.summaries import note_test
 from igpt_tf.training.trainer import StepOptions
 from igpt_tf.training.workdir import Workdir
 
@@ -90,12 +92,12 @@ def finetune(
     with strategy.scope():
         _check_rates(learning_rates, build_optimizer)
     config.refuse_unread_bindings()
+    augmentations.check(augmentation, source.image_size)
 
-    folder = running.open_workdir(workdir, strategy)
+    folder = running.open_workdir(workdir, strategy, model.palette)
     if folder is None:
         return
     with running.guarded(workdir, strategy):
-        model.palette.save(folder.file("palette.npy"))
         tuning = Tuning(
             model=model,
             splits=splits,
@@ -127,6 +129,8 @@ def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: lis
     scores = {name: run.scorer.score(batches) for name, batches in parts.items()}
     if not folder.is_chief:
         return
+    if "test" in scores:
+        _note_test(folder, step, scores["test"])
     task = {
         **tuning.objective.description(),
         "learning_rate": run.learning_rate,
@@ -164,6 +168,16 @@ def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: lis
     _write_confusion(folder, result, scores[splits.measured_on].confusion, names)
     folder.write_result(result)
     print(f"{summary.of_finetune(result)}\nSavedModel: {folder.file('export', str(step))}")
+
+
+def _note_test(folder: Workdir, step: int, scores: Scores) -> None:
+    note_test(
+        folder.file("metrics.jsonl"),
+        step,
+        accuracy=scores.accuracy,
+        class_nats=scores.class_nats,
+        nats_per_token=scores.nats_per_token,
+    )
 
 
 def _write_confusion(folder: Workdir, result: dict, confusion, names) -> None:

@@ -114,7 +114,8 @@ class SGD:
         momentum: Of the gradient.
         seed: Fixes the order of the images.
 
-    Source: paper, appendix (ImageNet: momentum 0.9, rates 30, 10, 3, ..., cosine).
+    Source: paper, appendix (ImageNet: momentum 0.9, rates 30, 10, 3, ..., 1,000,000 steps, cosine);
+    the default rates and length are ours.
     """
 
     setting = "learning_rate"

@@ -32,13 +32,14 @@ class SavedModel:
         image_size: (H, W).
 
     Raises:
-        InputError: The folder does not exist, is not one of ours or is damaged.
+        InputError: The folder does not exist, is not one of ours, is damaged or holds another's
+            palette.
     """
 
     def __init__(self, path: str):
         self.path = find(path)
         self.metadata = read_metadata(self.path)
-        self.palette = Palette.load(os.path.join(self.path, PALETTE))
+        self.palette = _palette(self.path, self.metadata.get("palette"))
         self.image_size = tuple(self.metadata["model"]["image_size"])
 
     @functools.cached_property
@@ -72,6 +73,19 @@ class SavedModel:
                 f"Received: signature={name}, path={self.path}"
             )
         return functools.partial(_call, name, self._loaded.signatures[name])
+
+
+def _palette(folder: str, fingerprint: str | None) -> Palette:
+    """The folder's palette. Raises: InputError unless it is the one of the metadata, if any."""
+    path = os.path.join(folder, PALETTE)
+    palette = Palette.load(path)
+    if fingerprint not in (None, palette.fingerprint):
+        raise InputError(
+            "the SavedModel's palette is not the one it was made with; put that back or export it "
+            f"again. Received: path={path}, fingerprint={palette.fingerprint}, {fingerprint} in "
+            "its metadata"
+        )
+    return palette
 
 
 def _call(name, function, **inputs):

@@ -48,6 +48,7 @@ def classifying(classifier, palette, masks) -> dict:
         **coding(network, palette),
         **features(network, palette),
         **scoring(network, palette),
+        **painting(network, palette),
         "classify": classify,
         "classify_bytes": classify_bytes,
         "serving_default": classify,

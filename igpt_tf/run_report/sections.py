@@ -71,13 +71,14 @@ def curves(run: Run) -> Markup:
         return missing("Nothing was reported yet: metrics.jsonl has no losses.")
     if not run.result:
         charts.append(missing("The baselines are measured when the run ends; it has not."))
-    elif run.curve("probe", "probe_accuracy"):
+    elif any(run.curve(split, "probe_accuracy") for split in ("valid", "probe")):
         charts.append(note("The online probe is quick, not exact: ridge regression on a subset."))
     return join(charts)
 
 
 def _chart(run, measure, title, y_label, levels=(), percents=0) -> Markup | None:
     scale = 100 if percents else 1
+    # Older runs have the online probe's lines under a split of its own.
     series = [
         Series(name, [(step, scale * value) for step, value in run.curve(split, measure)])
         for split, name in (("train", "training"), ("valid", "held-out"), ("probe", "held-out"))

@@ -61,8 +61,8 @@ _OF_ALL = {
             "surprise": Spec("float32", ("B", "H", "W")),
         },
     ),
+    "complete": ({**_IMAGES, "num_given": Spec("int32"), **_CHOICE}, _PAINTED),
 }
-_OF_PRETRAINED = {"complete": ({**_IMAGES, "num_given": Spec("int32"), **_CHOICE}, _PAINTED)}
 _OF_CAUSAL = {"sample": ({"num_images": Spec("int32"), **_CHOICE}, _PAINTED)}
 _OF_MASKED = {"inpaint": ({**_IMAGES, **_KNOWN, **_CHOICE}, _PAINTED)}
 _OF_FINETUNED = {"classify": (_IMAGES, _CLASSES), "classify_bytes": (_FILES, _CLASSES)}
@@ -96,13 +96,10 @@ def is_finetuned(metadata: dict) -> bool:
 
 def promised(metadata: dict) -> dict[str, tuple[dict, dict]]:
     """Signature -> (inputs, outputs), each name -> `Spec`, of the model with this metadata."""
+    signatures = {**_OF_ALL, **(_OF_CAUSAL if metadata["model"]["causal"] else _OF_MASKED)}
     if is_finetuned(metadata):
-        signatures = {**_OF_ALL, **_OF_FINETUNED}
-        signatures["serving_default"] = signatures["classify"]
-    else:
-        own = _OF_CAUSAL if metadata["model"]["causal"] else _OF_MASKED
-        signatures = {**_OF_ALL, **_OF_PRETRAINED, **own}
-        signatures["serving_default"] = signatures["features"]
+        signatures |= _OF_FINETUNED
+    signatures["serving_default"] = signatures["classify" if is_finetuned(metadata) else "features"]
     sizes = sizes_of(metadata)
     return {
         name: tuple({key: spec.of(sizes) for key, spec in specs.items()} for specs in both)

@@ -122,8 +122,9 @@ class Checkpoints:
         path = _best_path(self._directory, self.best_step)
         if not _restored(self._weights, path):
             raise InputError(
-                "the best held-out weights are damaged; export the last with "
-                f"--gin_param='train.export=\"last\"'. Received: {path}"
+                "the best held-out weights are damaged; the same command with "
+                "--gin_param='train.export=\"last\"' exports the last of a pretraining, a "
+                f"fine-tuning starts again in a new workdir. Received: {path}"
             )
         return self.best_step
 

@@ -31,7 +31,8 @@ def ensemble_masks(objective, number: int, image_size: tuple[int, int]) -> np.nd
     Raises:
         InputError: `number` is not positive.
 
-    Source: paper, section 4.7; there the masks are drawn anew for each image.
+    Source: paper, section 4.7 (5 masks, majority vote); there the masks are drawn anew for each
+    image, here they are fixed, so that an answer depends on nothing but its image.
     """
     if number < 1:
         raise InputError(f"an ensemble has at least one mask. Received: num_masks={number}")

@@ -63,7 +63,7 @@ class OnlineProbe:
             for fitted, measured in zip(train, heldout, strict=True)
         ]
         best = int(np.argmax(accuracies))
-        self._summaries.scalars(step, "probe", probe_accuracy=accuracies[best], probe_layer=best)
+        self._summaries.scalars(step, "valid", probe_accuracy=accuracies[best], probe_layer=best)
 
     def _layers(self, tokens: np.ndarray) -> np.ndarray:
         """int32[N,T] -> float32[L+1,N,D]."""

@@ -20,8 +20,9 @@ class NonFiniteLoss(InputError):
     def __init__(self, first_step: int, last_step: int):
         super().__init__(
             f"the loss became non-finite between steps {first_step} and {last_step}; "
-            "the checkpoints before are kept. Start again in a new workdir with a lower "
-            "build_optimizer.learning_rate, or let the run go around it: train.num_rewinds=3"
+            "the checkpoints before are kept. Start again in a new workdir with a lower learning "
+            "rate, or let a pretraining in the same one go around it with a higher "
+            "train.num_rewinds, such as --gin_param=train.num_rewinds=3"
         )
         self.last_step = last_step
 

@@ -14,6 +14,7 @@ from absl import logging
 
 from igpt_tf import config, cores, environment
 from igpt_tf.errors import InputError
+from igpt_tf.palette import Palette
 from igpt_tf.training import loop, strategies
 from igpt_tf.training.actions import Cadence, Report
 from igpt_tf.training.checkpoints import Checkpoints
@@ -21,17 +22,25 @@ from igpt_tf.training.profiling import Profile
 from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
-from igpt_tf.training.workdir import Workdir, naming_a_full_disk
+from igpt_tf.training.workdir import (
+    Workdir,
+    naming_a_full_disk,
+    refuse_another,
+    refuse_unwritable,
+)
 
 
-def open_workdir(workdir: str, strategy: tf.distribute.Strategy) -> Workdir | None:
+def open_workdir(
+    workdir: str, strategy: tf.distribute.Strategy, palette: Palette
+) -> Workdir | None:
     """The folder, claimed for the configuration in force; None, said aloud, if it is finished.
 
     Raises:
         InputError: See `Workdir`.
     """
     folder = Workdir(workdir, strategies.worker_index(strategy))
-    folder.claim(config.operative_text())
+    with naming_a_full_disk(workdir):
+        folder.claim(config.operative_text(), palette)
     if folder.result():
         print(f"this run is finished: {os.path.join(workdir, 'result.json')}")
         return None
@@ -39,6 +48,14 @@ def open_workdir(workdir: str, strategy: tf.distribute.Strategy) -> Workdir | No
         with naming_a_full_disk(workdir):
             environment.append_to(workdir)
     return folder
+
+
+def check_workdir(workdir: str | None, palette: Palette) -> None:
+    """Raises: InputError where `open_workdir` would, as far as it shows without writing."""
+    if workdir:
+        refuse_unwritable(workdir)
+        is_finished = os.path.exists(os.path.join(workdir, "result.json"))
+        refuse_another(workdir, config.operative_text(), palette, is_finished=is_finished)
 
 
 @contextlib.contextmanager

@@ -33,8 +33,7 @@ class Summaries:
 
     def scalars(self, step: int, split: str, **values: float) -> None:
         """Writes numbers to TensorBoard and one line to `metrics.jsonl`."""
-        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        self._append(json.dumps({"step": step, "split": split, **rounded}) + "\n")
+        _append(self._metrics, _line(step, split, values))
         with self._writer(split).as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
@@ -58,13 +57,6 @@ class Summaries:
             writer.close()
         self._metrics.close()
 
-    def _append(self, line: str) -> None:
-        """Writes a line whole or, on a full disk, not at all."""
-        end = os.fstat(self._metrics.fileno()).st_size
-        if self._metrics.write(line.encode()) < len(line):
-            self._metrics.truncate(end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     def _writer(self, split):
         return self._writers["train" if split == "train" else "valid"]
 
@@ -80,8 +72,29 @@ def _hide_events_from(writer: tf.summary.SummaryWriter, step: int) -> None:
     tf.raw_ops.ImportEvent(writer=writer._resource, event=event.SerializeToString())
 
 
+def note_test(metrics_path: str, step: int, **values: float) -> None:
+    """Writes the line of the test part, measured once with the weights of `step`."""
+    with open(metrics_path, "ab", buffering=0) as file:
+        _append(file, _line(step, "test", values))
+
+
+def _line(step: int, split: str, values: dict[str, float]) -> str:
+    rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+    return json.dumps({"step": step, "split": split, **rounded}) + "\n"
+
+
+def _append(file, line: str) -> None:
+    """Writes a line whole or, on a full disk, not at all."""
+    end = os.fstat(file.fileno()).st_size
+    if file.write(line.encode()) < len(line):
+        file.truncate(end)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def drop_after(metrics_path: str, step: int) -> None:
-    """Drops the lines of `metrics.jsonl` that are later than `step`, or cut short by a crash.
+    """Drops the lines of `metrics.jsonl` that a resumed run writes again, or cut short by a crash.
+
+    Those are the ones later than `step`, and the test part's, which end a run.
 
     Raises:
         InputError: The file is no text; it is left as it is.
@@ -98,6 +111,8 @@ def drop_after(metrics_path: str, step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
+        parsed = json.loads(line)
+        is_kept = line.endswith("\n") and parsed.get("split") != "test"
+        return float(parsed["step"]) if is_kept else float("inf")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return float("inf")

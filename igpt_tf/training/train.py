@@ -14,6 +14,7 @@ from tqdm import tqdm
 import igpt_tf.objectives  # noqa: F401
 from igpt_tf import config, cores
 from igpt_tf.data import Source
+from igpt_tf.data import augmentation as augmentations
 from igpt_tf.errors import InputError
 from igpt_tf.export import write as write_saved_model
 from igpt_tf.model import ImageGPT, count_parameters, outline
@@ -26,7 +27,7 @@ from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.feeding import Feed, subset
 from igpt_tf.training.online_probe import online_probe
 from igpt_tf.training.optimization import averaged_weights, state_bytes
-from igpt_tf.training.summaries import Summaries
+from igpt_tf.training.summaries import Summaries, note_test
 from igpt_tf.training.trainer import StepOptions, Trainer
 from igpt_tf.training.workdir import Workdir
 
@@ -82,7 +83,8 @@ def train(
             (`build_optimizer.ema_momentum`).
         num_rewinds: How often the run may go back to its newest checkpoint and on with other images
             when its loss became non-finite; 0, the default, ends it.
-        dry_run: Build and check everything, print the plan, train nothing.
+        dry_run: Build and check everything but the weights, load one batch, print the plan, train
+            and write nothing.
 
     Raises:
         InputError: The configuration or the data is wrong, or the loss became non-finite.
@@ -110,15 +112,30 @@ def train(
             f"example to 0.999. Received: train.weights={weights!r}"
         )
     config.refuse_unread_bindings()
+    augmentations.check(augmentation, source.image_size)
+    feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
+
+    def batches(first_step, seed):
+        return feed.training(
+            source.train,
+            seed=seed,
+            first_step=first_step,
+            augmentation=augmentation,
+            stack=step_options.steps_per_call,
+        )
+
     print(_describe(plan, source, num_steps, batch_size))
     if dry_run:
+        running.check_workdir(workdir, palette)
+        with strategy.scope():
+            next(batches(0, seed))
+            feed.evaluation(source.valid)
         return
 
-    folder = running.open_workdir(workdir, strategy)
+    folder = running.open_workdir(workdir, strategy, palette)
     if folder is None:
         return
     with running.guarded(workdir, strategy):
-        palette.save(folder.file("palette.npy"))
         trainer = Trainer(
             new_model(),
             objective,
@@ -131,17 +148,10 @@ def train(
         exported = contextlib.nullcontext
         if weights == "averaged":
             exported = functools.partial(averaged_weights, trainer.model, optimizer)
-        feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
         checkpoints = running.take_steps(
             folder,
             trainer,
-            lambda first_step, seed: feed.training(
-                source.train,
-                seed=seed,
-                first_step=first_step,
-                augmentation=augmentation,
-                stack=step_options.steps_per_call,
-            ),
+            batches,
             cadence,
             num_steps=num_steps,
             seed=seed,
@@ -199,6 +209,8 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
     }
     if not folder.is_chief:
         return
+    if "test" in nats:
+        note_test(folder.file("metrics.jsonl"), step, nats_per_token=nats["test"])
     palette = trainer.palette
     write_saved_model(
         running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.config())),

@@ -8,6 +8,21 @@ import os
 import tensorflow as tf
 
 from igpt_tf.errors import InputError, is_full_disk
+from igpt_tf.palette import Palette
+
+# What a run that goes on may change: none of these has a say in a step, nor in which steps are
+# measured. A rewound window alone begins where a checkpoint lies and ends where a report noticed.
+_FREE = {
+    "train.export",
+    "train.num_rewinds",
+    "cadence.log_every",
+    "cadence.checkpoint_every",
+    "cadence.keep_checkpoints",
+    "cadence.draw_every",
+    "cadence.probe_every",
+    "cadence.num_probe_images",
+    "cadence.profile_steps",
+}
 
 
 class Workdir:
@@ -57,28 +72,23 @@ class Workdir:
         """Whether this host writes the run's files."""
         return self.path == self.run
 
-    def claim(self, configuration: str) -> None:
-        """Writes the operative configuration, or compares it with the one that is there.
+    def claim(self, configuration: str, palette: Palette) -> None:
+        """Writes the operative configuration and the palette, unless another run's are there.
 
         Args:
             configuration: The operative gin text.
+            palette: The run's; gin knows no more of it than its file's name.
 
         Raises:
-            InputError: The folder belongs to another configuration, whose first difference is
-                named, or the file is damaged.
+            InputError: See `refuse_another`, or the file is damaged.
         """
+        refuse_another(self.path, configuration, palette, is_finished=self.result() is not None)
         path = self.file("operative_config.gin")
-        if not os.path.exists(path):
+        before = _read(path)
+        if before is None or _bindings(before) != _bindings(configuration):
             write_atomically(path, configuration)
-            return
-        mend = "remove it and start again with the run's own files and bindings"
-        with naming_a_damaged_file(path, mend), open(path, encoding="utf-8") as file:
-            difference = _first_difference(_bindings(file.read()), _bindings(configuration))
-        if difference:
-            raise InputError(
-                "the workdir belongs to another configuration; choose another workdir or the "
-                f"same bindings. Received: {difference}, workdir={self.path}"
-            )
+        if not os.path.exists(self.file("palette.npy")):
+            palette.save(self.file("palette.npy"))
 
     def result(self) -> dict | None:
         """The numbers of a finished run, or None. Raises: InputError: the file is damaged."""
@@ -92,6 +102,62 @@ class Workdir:
     def write_result(self, result: dict) -> None:
         """Writes `result.json`, which marks the run as finished."""
         write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
+
+
+def refuse_unwritable(path: str) -> None:
+    """Raises: InputError if a folder cannot be made or written there; makes and writes nothing."""
+    there = os.path.abspath(path)
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"the workdir cannot be written; choose another. Received: {path}")
+
+
+def refuse_another(
+    path: str, configuration: str, palette: Palette, *, is_finished: bool = False
+) -> None:
+    """Compares a configuration and a palette with those in a folder, if any; writes nothing.
+
+    A run that goes on may change what has no say in its steps: `train.export`,
+    `train.num_rewinds`, and `cadence` but for the evaluations, which choose the best step.
+
+    Args:
+        path: A folder that holds `operative_config.gin` and `palette.npy`, or not.
+        configuration: The operative gin text.
+        palette: The run's.
+        is_finished: Whether the folder's run is: then nothing of it may change.
+
+    Raises:
+        InputError: The folder belongs to another configuration, and names the first difference; or
+            to another palette.
+    """
+    before = _read(os.path.join(path, "operative_config.gin"))
+    free = set() if is_finished else _FREE
+    if before is None:
+        difference = None
+    else:
+        difference = _first_difference(_bindings(before), _bindings(configuration), free)
+    if difference:
+        raise InputError(
+            "the workdir belongs to another configuration; choose another workdir or the "
+            f"same bindings. Received: {difference}, workdir={path}"
+        )
+    _refuse_another_palette(os.path.join(path, "palette.npy"), palette)
+
+
+def _refuse_another_palette(path: str, palette: Palette) -> None:
+    if not os.path.exists(path):
+        return
+    try:
+        before = Palette.load(path)
+    except InputError as error:
+        raise InputError(f"remove this file, and it is written again: {error}") from None
+    if before.fingerprint != palette.fingerprint:
+        raise InputError(
+            "the workdir belongs to another palette; choose another workdir, or the palette that "
+            f"the run began with, which is kept in {path}. Received: palette of {len(palette)} "
+            f"colours, fingerprint {palette.fingerprint}, where it was {before.fingerprint}"
+        )
 
 
 @contextlib.contextmanager
@@ -139,6 +205,14 @@ def write_atomically(path: str, text: str) -> None:
     os.replace(path + ".part", path)
 
 
+def _read(path: str) -> str | None:
+    if not os.path.exists(path):
+        return None
+    mend = "remove it and start again with the run's own files and bindings"
+    with naming_a_damaged_file(path, mend), open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def _bindings(text: str) -> dict[str, str]:
     """gin text -> {'train.seed': '0', ...}; a value may continue over indented lines."""
     bindings, name = {}, None
@@ -151,8 +225,8 @@ def _bindings(text: str) -> dict[str, str]:
     return bindings
 
 
-def _first_difference(before: dict, now: dict) -> str | None:
-    for name in sorted(before.keys() | now.keys()):
+def _first_difference(before: dict, now: dict, free: set[str]) -> str | None:
+    for name in sorted((before.keys() | now.keys()) - free):
         if before.get(name) != now.get(name):
             return f"{name} = {now.get(name, '(unset)')} where it was {before.get(name, '(unset)')}"
     return None

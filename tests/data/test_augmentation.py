@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igpt_tf.data import flip, reflect_pad_crop, shift
+from igpt_tf.data import batches, digits, flip, reflect_pad_crop, shift
+from igpt_tf.data.augmentation import check
 from igpt_tf.data.randomness import fold, row_integers
 from igpt_tf.errors import InputError
 
@@ -75,3 +76,19 @@ def test_row_integers_are_uniform_and_their_streams_independent():
 def test_folded_seeds_never_repeat():
     folded = tf.concat([fold(seeds(5_000), salt) for salt in range(3)], axis=0).numpy()
     assert len({tuple(seed) for seed in folded}) == 15_000
+
+
+def test_an_augmentation_that_refuses_is_heard_as_itself_inside_the_pipeline():
+    too_wide = [shift(max_pixels=100)]
+    with pytest.raises(InputError, match="fewer pixels"):
+        batches(digits().train, batch_size=4, seed=0, first_step=0, augmentation=too_wide)
+    with pytest.raises(InputError, match="fewer pixels"):
+        check(too_wide, (8, 8))
+
+
+@pytest.mark.parametrize("wrong", [flip(), ["flip"], [flip], None])
+def test_what_is_no_list_of_augmentations_is_refused_before_a_run(wrong):
+    with pytest.raises(InputError, match="an augmentation is a"):
+        check(wrong, (8, 8))
+    check([flip(), shift(), reflect_pad_crop()], (8, 8))
+    check([], (8, 8))

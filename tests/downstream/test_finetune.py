@@ -21,6 +21,7 @@ from igpt_tf.export.load import SavedModel, load_model
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint
 from igpt_tf.palette import Palette
+from igpt_tf.sampling import Sampler
 from igpt_tf.training.classification import Scorer, Scores
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.workdir import Workdir
@@ -121,12 +122,20 @@ def test_the_signature_classify_is_the_live_model(tuned):
     assert np.mean(answer["labels"] == labels) == pytest.approx(result["accuracy"]["valid"])
 
 
-def test_a_fine_tuned_model_offers_classes_files_features_and_scores(tuned):
+def test_a_fine_tuned_model_offers_classes_beside_all_that_a_pretrained_one_does(
+    tuned, saved_model
+):
     saved = SavedModel(str(tuned / "export"))
-    assert {"classify", "classify_bytes", "features", "features_bytes", "encode", "decode"} | {
-        "score",
-        "serving_default",
-    } == set(saved.signature_names)
+    of_pretrained = set(SavedModel(saved_model).signature_names)
+    assert of_pretrained | {"classify", "classify_bytes"} == set(saved.signature_names)
+    network, palette, _ = load_model(saved.path)
+    [tokens] = Sampler(network).sample(1, seed=3)
+    choice = {"seed": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    sampled = saved.signature("sample")(num_images=1, **choice)
+    np.testing.assert_array_equal(sampled["tokens"], [tokens])
+    np.testing.assert_array_equal(sampled["images"], palette.decode(tokens[None], (8, 8)))
+    completed = saved.signature("complete")(images=sampled["images"], num_given=64, **choice)
+    np.testing.assert_array_equal(completed["tokens"], [tokens])
     assert saved.metadata["class_names"] == [str(i) for i in range(10)]
     assert saved.metadata["task"]["name"] == "classification"
     images = digits().valid.arrays()[0][:3]
@@ -240,6 +249,16 @@ def test_only_from_scratch_starts_from_weights_of_its_own(saved_model, from_scra
 def small_source(images, labels, class_names=("a", "b")):
     part = ArrayExamples(images, labels)
     return Source(part, part, None, class_names, "digits")
+
+
+def test_the_test_part_has_a_line_of_its_own(saved_model, tmp_path):
+    part = digits().valid.take(np.arange(40))
+    source = Source(part, part, part, digits().class_names, "digits")
+    rate = "finetune.learning_rates = [0.01]"
+    result = run(saved_model, tmp_path, rate, "finetune.num_steps = 10", source=source)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (lines[-1]["step"], lines[-1]["split"]) == (10, "test")
+    assert lines[-1]["accuracy"] == pytest.approx(result["accuracy"]["test"], rel=1e-5)
 
 
 def test_data_that_cannot_be_told_apart_are_refused_in_one_line(saved_model, tmp_path):

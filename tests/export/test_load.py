@@ -112,6 +112,14 @@ def test_damaged_weights_are_refused_in_one_line(copy):
     _refused(copy, "damaged", _score)
 
 
+def test_a_palette_that_is_not_the_models_is_refused(copy):
+    path = copy / "assets" / "palette.npy"
+    Palette(Palette.grey(4).centroids[::-1]).save(str(path))
+    _refused(copy, "palette is not the one")
+    path.unlink()
+    _refused(copy, "palette")
+
+
 def test_any_weight_not_a_number_is_still_a_weight(tmp_path):
     model = ImageGPT(image_size=(2, 2), vocabulary_size=4, num_layers=1, hidden_dim=4, num_heads=1)
     model.sos.assign([np.nan, 1, 2, 3])

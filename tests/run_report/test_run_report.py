@@ -70,7 +70,7 @@ def unfinished(tmp_path):
         for s in (50, 100)
     ]
     valid = {"step": 100, "split": "valid", "nats_per_token": 2.25}
-    probe = {"step": 100, "split": "probe", "probe_accuracy": 0.5, "probe_layer": 1}
+    probe = {"step": 100, "split": "valid", "probe_accuracy": 0.5, "probe_layer": 1}
     write(run / "metrics.jsonl", lines(*train, valid, probe) + '{"step": 150, "spl')
     return run
 

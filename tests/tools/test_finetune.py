@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from igpt_tf import config
 from igpt_tf.config import recipes
+from igpt_tf.downstream import finetune  # noqa: F401  (what gin may name)
 from tests.downstream.tiny import write_tiny
 
 SHORT = ("finetune.learning_rates=[0.01]", "cadence.checkpoint_every=2", "cadence.evaluate_every=2")
@@ -61,8 +63,15 @@ def test_the_recipe_is_that_of_the_models_data_unless_files_are_given():
     assert recipes("finetune", None, ["mine.gin"]) == [common, "mine.gin"]
 
 
-def test_digits_are_never_mirrored():
-    with open("gin/tools/finetune_digits.gin") as file:
-        bindings = [line for line in file if not line.startswith("#")]
-    [augmentation] = [line for line in bindings if line.startswith("finetune.augmentation")]
-    assert "flip" not in augmentation
+@pytest.mark.parametrize(
+    ("name", "mirrored"),
+    [
+        *((name, True) for name in ("cifar10", "cifar100")),
+        *((name, False) for name in ("digits", "mnist", "fashion_mnist", "npz", "image_folder")),
+    ],
+)
+def test_only_the_cifar_sets_are_mirrored_unless_asked_for(name, mirrored):
+    config.parse(config.recipes("finetune", {"name": name}, []), [])
+    functions = [made.selector for made in config.bound("finetune.augmentation")]
+    assert any(selector.endswith("flip") for selector in functions) == mirrored
+    assert functions

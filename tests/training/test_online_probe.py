@@ -50,7 +50,7 @@ def test_the_probe_names_the_best_layer_and_its_held_out_accuracy():
     written = Written()
     probe_of(small_trainer(), source_of(lambda classes: classes + 4), written)(30)
     [line] = written.lines
-    assert (line["step"], line["split"]) == (30, "probe")
+    assert (line["step"], line["split"]) == (30, "valid")
     assert line["probe_accuracy"] > 0.9 and line["probe_layer"] in (0, 1, 2)
 
 

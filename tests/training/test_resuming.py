@@ -1,0 +1,136 @@
+"""Claims about starting a run again: what may change, what must not, which mends are taken."""
+
+import gc
+import json
+
+import gin
+import numpy as np
+import pytest
+
+from igpt_tf import config
+from igpt_tf.errors import InputError
+from igpt_tf.palette import Palette
+from igpt_tf.training.rewinds import NonFiniteLoss
+from igpt_tf.training.train import train
+
+RUN = "gin/runs/digits_tiny_ar.gin"
+OWN_PALETTE = (  # in place of the data set's greys
+    "gin/base.gin",
+    "gin/models/tiny.gin",
+    "gin/objectives/autoregressive.gin",
+    "gin/optimization/short.gin",
+)
+SHORT = (
+    "train.num_steps = 4",
+    "train.batch_size = 8",
+    "cadence.log_every = 2",
+    "cadence.evaluate_every = 2",
+    "cadence.checkpoint_every = 2",
+    "cadence.num_heldout_images = 16",
+    "cadence.probe_every = 0",
+    "cadence.draw_every = 0",
+    "build_optimizer.warmup_steps = 1",
+    "build_model.num_layers = 1",
+    "build_model.hidden_dim = 8",
+)
+
+
+def run(workdir, *bindings, files=(RUN,), dry_run=False):
+    """Runs the program's root as the program does."""
+    gin.clear_config()
+    gc.collect()  # a run before this one lets go of its lock
+    config.parse(list(files), [*SHORT, *bindings])
+    train(workdir=str(workdir), dry_run=dry_run)
+
+
+def test_a_run_does_not_go_on_with_another_palette(tmp_path):
+    path = tmp_path / "palette.npy"
+    bindings = (
+        "train.source = @digits()",
+        "train.palette = @load_palette()",
+        f"load_palette.path = {str(path)!r}",
+        "build_optimizer.learning_rate = 0.004",
+    )
+    greys = Palette.grey(17)
+    greys.save(path)
+    run(tmp_path / "run", *bindings, files=OWN_PALETTE)
+    (tmp_path / "run/result.json").unlink()
+    Palette(greys.centroids[::-1]).save(path)
+    for dry_run in (True, False):
+        with pytest.raises(InputError, match="another palette"):
+            run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=dry_run)
+    kept = Palette.load(str(tmp_path / "run/palette.npy"))
+    assert kept.fingerprint == greys.fingerprint
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_augmentation_too_wide_is_refused_before_anything_is_written(tmp_path, dry_run):
+    with pytest.raises(InputError, match="fewer pixels.*pixels=100"):
+        run(tmp_path / "run", "shift.max_pixels = 100", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_a_workdir_of_another_configuration_and_changes_nothing(tmp_path):
+    (tmp_path / "operative_config.gin").write_text("train.seed = 1\n")
+    with pytest.raises(InputError, match="another configuration"):
+        run(tmp_path, dry_run=True)
+    assert (tmp_path / "operative_config.gin").read_text() == "train.seed = 1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["operative_config.gin"]
+
+
+def test_a_dry_run_reads_a_batch(tmp_path):
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").write_bytes(b"no picture")
+    bindings = (
+        "train.source = @image_folder()",
+        f"image_folder.directory = {str(tmp_path)!r}",
+        "image_folder.image_size = (8, 8)",
+        "train.palette = @grey_palette()",
+        "grey_palette.num_levels = 17",
+        "build_optimizer.learning_rate = 0.004",
+    )
+    with pytest.raises(InputError, match="[a-f].png"):
+        run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=True)
+
+
+def test_damaged_best_weights_are_mended_as_the_message_says(tmp_path):
+    run(tmp_path)
+    (tmp_path / "result.json").unlink()
+    for path in tmp_path.glob("checkpoints/best/best-*.data*"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match='train.export="last"\''):
+        run(tmp_path)
+    run(tmp_path, 'train.export="last"')
+    assert (tmp_path / "export/4/saved_model.pb").exists()
+    assert "train.export = 'last'" in (tmp_path / "operative_config.gin").read_text()
+
+
+def test_a_lost_loss_is_gone_around_in_the_same_workdir_as_the_message_says(tmp_path):
+    blown_up = ("build_optimizer.learning_rate = 1e30",)
+    with pytest.raises(NonFiniteLoss, match="--gin_param=train.num_rewinds=3"):
+        run(tmp_path, *blown_up)
+    with pytest.raises(NonFiniteLoss):  # again, but not "another configuration"
+        run(tmp_path, *blown_up, "train.num_rewinds=3")
+    assert (tmp_path / "rewinds.json").read_text().count("[") == 1 + 3
+
+
+def test_the_test_part_is_measured_once_at_the_end_in_a_line_of_its_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
+    parts = {"train_images": images[:20], "valid_images": images[20:30], "test_images": images[30:]}
+    np.savez(tmp_path / "images.npz", **parts)
+    bindings = (
+        "train.source = @npz()",
+        f"npz.path = {str(tmp_path / 'images.npz')!r}",
+        "train.palette = @grey_palette()",
+        "grey_palette.num_levels = 17",
+        "build_optimizer.learning_rate = 0.004",
+    )
+    for _ in range(2):  # the second time as if it had been killed before its result was written
+        run(tmp_path / "run", *bindings, files=OWN_PALETTE)
+        result = json.loads((tmp_path / "run/result.json").read_text())
+        (tmp_path / "run/result.json").unlink()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in lines} == {"train", "valid", "test"}
+    [line] = [line for line in lines if line["split"] == "test"]
+    assert line["step"] == result["step"]
+    assert line["nats_per_token"] == pytest.approx(result["nats_per_token"]["test"], rel=1e-5)
