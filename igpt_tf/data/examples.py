@@ -1,10 +1,11 @@
 """Images one can index: in memory (`ArrayExamples`) or in files (`FileExamples`).
 
 Both offer `len()`, `labels`, `image_size`, `load(indices, seeds)` inside a TensorFlow graph,
-`take(indices)`, `arrays()` and `check()`. Making one does not start TensorFlow, so a source may
-be built before the distribution strategy.
+`take(indices)`, `centred()`, `arrays()` and `check()`. Making one does not start
+TensorFlow, so a source may be built before the distribution strategy.
 """
 
+import copy
 import functools
 import os
 from collections.abc import Iterator
@@ -54,6 +55,10 @@ class ArrayExamples:
         """The examples at `indices` int[M]."""
         labels = None if self.labels is None else self.labels[indices]
         return ArrayExamples(self.images[indices], labels)
+
+    def centred(self) -> "ArrayExamples":
+        """Itself: images in memory are cropped for good."""
+        return self
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None)."""
@@ -111,6 +116,12 @@ class FileExamples:
         """The examples at `indices` int[M]."""
         labels = None if self.labels is None else self.labels[indices]
         return FileExamples(self.paths[indices], labels, self.image_size, self.crop)
+
+    def centred(self) -> "FileExamples":
+        """The same files with the centre crop, for evaluations and probes."""
+        centred = copy.copy(self)
+        centred.crop = "center"
+        return centred
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None), always with the centre crop.

@@ -83,6 +83,12 @@ class MixedExamples:
         parts = [self.parts[k].take(indices[numbers == k] - self._starts[k]) for k in kept]
         return MixedExamples(parts, [self.shares[k] for k in kept], self.labels is not None)
 
+    def centred(self) -> "MixedExamples":
+        """The same mixture, every part with the centre crop."""
+        centred = copy.copy(self)
+        centred.parts = tuple(part.centred() for part in self.parts)
+        return centred
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None)."""
         return np.concatenate([part.arrays()[0] for part in self.parts]), self.labels

@@ -69,6 +69,10 @@ class RecordExamples:
         part.labels = None if self.labels is None else self.labels[indices]
         return part
 
+    def centred(self) -> "RecordExamples":
+        """Itself: images in shards are cropped for good."""
+        return self
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None). Raises: InputError."""
         loaded = tf.data.Dataset.range(len(self)).batch(_BATCH)
