@@ -1,6 +1,8 @@
 """One image: decode, cut the box wanted, shrink it by area."""
 
+import contextlib
 import io
+import os
 import struct
 import zlib
 
@@ -37,9 +39,22 @@ def size_pair(image_size) -> tuple[int, int]:
 
 def read(path: str) -> bytes:
     """The file's content. Raises: InputError."""
+    with _reading(path), open(path, "rb") as file:
+        return file.read()
+
+
+def size_and_date(path: str) -> tuple[int, int]:
+    """(bytes, nanoseconds since 1970 of the last change) of the file. Raises: InputError."""
+    with _reading(path):
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _reading(path: str):
+    """Turns a missing or forbidden file into an InputError."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        yield
     except OSError as error:
         raise InputError(
             f"an image file cannot be read ({error.strerror}); restore it, or start again without "

@@ -1,6 +1,7 @@
 """A mixture: several sources, shown in fixed proportions."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -97,6 +98,11 @@ class MixedExamples:
         """Checks every part. Raises: InputError."""
         for part in self.parts:
             part.check()
+
+    def fingerprint(self) -> str:
+        """Hex digest of the parts' fingerprints and shares. Raises: InputError."""
+        parts = [part.fingerprint() for part in self.parts]
+        return hashlib.sha256(f"mixture {parts} {self.shares}".encode()).hexdigest()
 
 
 def deal(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
