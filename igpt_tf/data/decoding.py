@@ -5,6 +5,7 @@ No Python runs here: a Python function in a running pipeline blocks the interpre
 
 import tensorflow as tf
 
+from igpt_tf.data import orientation
 from igpt_tf.data.images import DRAFT
 
 # The paper's ImageNet recipe: a 224 pixel crop after the shorter side became 256 to 384 pixels.
@@ -35,7 +36,7 @@ def random_draws(uniform: tf.Tensor) -> tf.Tensor:
 
 
 def decode_batch(paths: tf.Tensor, draws: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
-    """uint8[B,H,W,3] from PNG or JPEG files.
+    """uint8[B,H,W,3] from PNG or JPEG files, photographs turned upright.
 
     The box is cut before the one resize, which is the recipe's resize, crop and resize at once.
 
@@ -58,7 +59,8 @@ def decode_batch(paths: tf.Tensor, draws: tf.Tensor, image_size: tuple[int, int]
 
 def _decode(content: tf.Tensor, image_size) -> tf.Tensor:
     def jpeg():
-        return _decode_jpeg(content, DRAFT * max(image_size))
+        stored = _decode_jpeg(content, DRAFT * max(image_size))
+        return orientation.turn_tensor(stored, orientation.read_tensor(content))
 
     def png():
         return tf.io.decode_png(content, channels=3)

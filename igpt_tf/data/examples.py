@@ -1,11 +1,13 @@
 """Images one can index: in memory (`ArrayExamples`) or in files (`FileExamples`).
 
 Both offer `len()`, `labels`, `image_size`, `load(indices, seeds)` inside a TensorFlow graph,
-`take(indices)`, `arrays()` and `check()`. Making one does not start TensorFlow, so a source may
-be built before the distribution strategy.
+`take(indices)`, `centred()`, `arrays()`, `check()` and `fingerprint()`. Making one does not start
+TensorFlow, so a source may be built before the distribution strategy.
 """
 
+import copy
 import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,12 +57,22 @@ class ArrayExamples:
         labels = None if self.labels is None else self.labels[indices]
         return ArrayExamples(self.images[indices], labels)
 
+    def centred(self) -> "ArrayExamples":
+        """Itself: images in memory are cropped for good."""
+        return self
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None)."""
         return self.images, self.labels
 
     def check(self) -> None:
         """Nothing: what is in memory can be read."""
+
+    def fingerprint(self) -> str:
+        """Hex digest of the images, pixel by pixel."""
+        digest = hashlib.sha256(f"arrays {self.images.shape}".encode())
+        digest.update(self.images.data)
+        return digest.hexdigest()
 
     def _on_host(self) -> tf.Tensor:
         if self._tensor is None:
@@ -112,6 +124,12 @@ class FileExamples:
         labels = None if self.labels is None else self.labels[indices]
         return FileExamples(self.paths[indices], labels, self.image_size, self.crop)
 
+    def centred(self) -> "FileExamples":
+        """The same files with the centre crop, for evaluations and probes."""
+        centred = copy.copy(self)
+        centred.crop = "center"
+        return centred
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None), always with the centre crop.
 
@@ -127,6 +145,18 @@ class FileExamples:
         """Decodes every file. Raises: InputError, naming the first that cannot be read."""
         for _ in self._groups():
             pass
+
+    def fingerprint(self) -> str:
+        """Hex digest of the files' paths, sizes and dates, and of how they are shown.
+
+        Raises:
+            InputError: Names the first file that cannot be found.
+        """
+        digest = hashlib.sha256(f"upright files {self.image_size} {self.crop}".encode())
+        for path in self.paths:
+            num_bytes, date = one_image.size_and_date(path)
+            digest.update(f" {path} {num_bytes} {date}".encode())
+        return digest.hexdigest()
 
     def _groups(self) -> Iterator[tuple[slice, list[np.ndarray]]]:
         with ThreadPoolExecutor() as threads:

@@ -24,7 +24,8 @@ def image_folder(
 
     Args:
         directory: The folder.
-        image_size: (H, W); larger images are shrunk by area, smaller ones refused.
+        image_size: (H, W); larger images are shrunk by area, smaller ones refused. Photographs
+            stored sideways are turned upright first, as their EXIF says.
         heldout: The share of the training part held out where no `valid/` exists.
         seed: Of the split.
         crop: "center", or "random" for the training part: the paper's ImageNet recipe, afresh

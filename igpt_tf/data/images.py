@@ -1,12 +1,15 @@
 """One image: decode, cut the box wanted, shrink it by area."""
 
+import contextlib
 import io
+import os
 import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from igpt_tf.data import orientation
 from igpt_tf.errors import InputError
 
 # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for little. Four times the size wanted is asked
@@ -36,9 +39,22 @@ def size_pair(image_size) -> tuple[int, int]:
 
 def read(path: str) -> bytes:
     """The file's content. Raises: InputError."""
+    with _reading(path), open(path, "rb") as file:
+        return file.read()
+
+
+def size_and_date(path: str) -> tuple[int, int]:
+    """(bytes, nanoseconds since 1970 of the last change) of the file. Raises: InputError."""
+    with _reading(path):
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _reading(path: str):
+    """Turns a missing or forbidden file into an InputError."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        yield
     except OSError as error:
         raise InputError(
             f"an image file cannot be read ({error.strerror}); restore it, or start again without "
@@ -47,7 +63,7 @@ def read(path: str) -> bytes:
 
 
 def decode(content: bytes, path: str, image_size) -> np.ndarray:
-    """Decodes a PNG or JPEG file to uint8[H,W,3].
+    """Decodes a PNG or JPEG file to uint8[H,W,3], a photograph turned upright.
 
     Args:
         content: Of the file.
@@ -69,17 +85,18 @@ def decode(content: bytes, path: str, image_size) -> np.ndarray:
 
 def _decode(content: bytes, image_size) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-        check_not_smaller((image.height, image.width), image_size)
-        side = DRAFT * max(image_size)  # of both: EXIF may yet turn the image
+        # Cameras store photographs sideways and say so in EXIF; the sizes are those of the view.
+        turn = orientation.UPRIGHT if image.format == "PNG" else orientation.read(content)
+        size = (image.height, image.width)
+        check_not_smaller(size[::-1] if turn in orientation.TRANSPOSED else size, image_size)
+        side = DRAFT * max(image_size)  # of both, as the image may be turned
         image.draft("RGB", (side, side))
-        return fit(np.asarray(_upright(image)), image_size)
+        return fit(orientation.turn(np.asarray(_rgb(image)), turn), image_size)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    if image.format != "PNG":  # cameras store photographs sideways and say so in EXIF
-        ImageOps.exif_transpose(image, in_place=True)
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":  # a plain conversion would clip
-        image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
+        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))  # as TensorFlow does
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

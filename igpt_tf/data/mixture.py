@@ -1,6 +1,7 @@
 """A mixture: several sources, shown in fixed proportions."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -83,6 +84,12 @@ class MixedExamples:
         parts = [self.parts[k].take(indices[numbers == k] - self._starts[k]) for k in kept]
         return MixedExamples(parts, [self.shares[k] for k in kept], self.labels is not None)
 
+    def centred(self) -> "MixedExamples":
+        """The same mixture, every part with the centre crop."""
+        centred = copy.copy(self)
+        centred.parts = tuple(part.centred() for part in self.parts)
+        return centred
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None)."""
         return np.concatenate([part.arrays()[0] for part in self.parts]), self.labels
@@ -91,6 +98,11 @@ class MixedExamples:
         """Checks every part. Raises: InputError."""
         for part in self.parts:
             part.check()
+
+    def fingerprint(self) -> str:
+        """Hex digest of the parts' fingerprints and shares. Raises: InputError."""
+        parts = [part.fingerprint() for part in self.parts]
+        return hashlib.sha256(f"mixture {parts} {self.shares}".encode()).hexdigest()
 
 
 def deal(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -77,7 +77,7 @@ def batches(
 def evaluation_batches(
     examples: Examples, *, batch_size: int, table: np.ndarray | None = None
 ) -> tf.data.Dataset:
-    """Every image once, in the order stored; the last batch is filled up to B.
+    """Every image once, in the order stored, with the centre crop; the last batch is filled up.
 
     Args:
         examples: N images.
@@ -86,8 +86,10 @@ def evaluation_batches(
 
     Returns:
         Dataset of elements as in `batches`, with "weight": float32[B], 0 for what fills up.
+
+    Source: paper, section 3.1 (ImageNet: the centre crop where a model is measured).
     """
-    size = len(examples)
+    examples, size = examples.centred(), len(examples)
 
     def batch(step):
         positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)

@@ -1,6 +1,7 @@
 """TFRecord shards as a source: random access to sets that memory does not hold."""
 
 import copy
+import hashlib
 import os
 from collections.abc import Sequence
 
@@ -69,6 +70,10 @@ class RecordExamples:
         part.labels = None if self.labels is None else self.labels[indices]
         return part
 
+    def centred(self) -> "RecordExamples":
+        """Itself: images in shards are cropped for good."""
+        return self
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(images uint8[N,H,W,3], labels int32[N] or None). Raises: InputError."""
         loaded = tf.data.Dataset.range(len(self)).batch(_BATCH)
@@ -84,6 +89,15 @@ class RecordExamples:
         paths = self._paths()
         for number in np.unique(self._shard_of):
             on_disk.check_content(paths[number], self._shards[number])
+
+    def fingerprint(self) -> str:
+        """Hex digest of which records these are, and of the shards by their noted SHA-256."""
+        digest = hashlib.sha256(f"records {self.image_size}".encode())
+        for shard in self._shards:
+            digest.update(shard.sha256.encode())
+        for places in (self._shard_of, self._offsets):
+            digest.update(np.ascontiguousarray(places).data)
+        return digest.hexdigest()
 
     def _paths(self) -> list[str]:
         return [os.path.join(self._directory, shard.file) for shard in self._shards]

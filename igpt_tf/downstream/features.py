@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from igpt_tf.data import ArrayExamples, evaluation_batches, iterate
+from igpt_tf.data import evaluation_batches, iterate
 from igpt_tf.data.sources import Examples
 from igpt_tf.downstream.encoders import Encoder
 from igpt_tf.errors import InputError
@@ -93,7 +93,7 @@ def cached_features(
 
     Args:
         encoder: Applied to each image.
-        examples: N labelled images.
+        examples: N labelled images, seen with the centre crop.
         directory: The cache. A folder in it is named by what the encoder and the images are, so
             that a changed model, data set or preprocessing never meets old features.
         batch_size: Images at a time.
@@ -106,7 +106,8 @@ def cached_features(
         raise InputError(
             f"batch_size is a whole number of images, 1 or more. Received: {batch_size=}"
         )
-    key = hashlib.sha256(f"{encoder.fingerprint} {examples_fingerprint(examples)}".encode())
+    examples = examples.centred()  # as `evaluation_batches` shows them
+    key = hashlib.sha256(f"{encoder.fingerprint} {examples.fingerprint()}".encode())
     folder = os.path.join(directory, key.hexdigest()[:16])
     if not os.path.isdir(folder):
         try:
@@ -151,17 +152,3 @@ def _create(stack: contextlib.ExitStack, folder: str, features: np.ndarray, size
 
 def _layer_file(folder: str, layer: int) -> str:
     return os.path.join(folder, f"layer_{layer}.npy")
-
-
-def examples_fingerprint(examples: Examples) -> str:
-    """Hex digest of the images as the model sees them; of path, size and date for files."""
-    digest = hashlib.sha256()
-    if isinstance(examples, ArrayExamples):
-        digest.update(f"{examples.images.shape}".encode())
-        digest.update(np.ascontiguousarray(examples.images).data)
-    else:
-        digest.update(f"{examples.image_size} {examples.crop}".encode())
-        for path in examples.paths:
-            status = os.stat(path)
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from igpt_tf import report
-from igpt_tf.limits import given_pixels
+from igpt_tf.limits import given_pixels, later_seed
 from igpt_tf.pictures import enlarge, grid, write_png
 from igpt_tf.serving import files
 from igpt_tf.serving.client import Client
@@ -77,5 +77,5 @@ def _write(workdir: str, name: str, answer: dict) -> None:
 
 def _write_each(workdir: str, name: str, images: np.ndarray, seed: int) -> None:
     for number, image in enumerate(images):
-        path = os.path.join(workdir, f"{name}_{number:04}_seed_{seed + number}.png")
-        write_png(path, enlarge(image[None])[0])
+        file = f"{name}_{number:04}_seed_{later_seed(seed, number)}.png"
+        write_png(os.path.join(workdir, file), enlarge(image[None])[0])

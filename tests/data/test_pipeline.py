@@ -11,6 +11,7 @@ from igpt_tf.data import (
     iterate,
     shift,
 )
+from igpt_tf.data.mixture import MixedExamples
 from igpt_tf.errors import InputError
 
 AUGMENTATION = (shift(), flip())
@@ -135,6 +136,19 @@ def test_a_random_crop_depends_on_the_image_seed_alone(write_images):
     assert_same([{"images": e["images"][2:]} for e in whole], half)
     crops = np.concatenate([e["images"] for e in whole])
     assert len({crop.tobytes() for crop in crops}) > 12  # of 24; two may coincide
+
+
+def test_evaluations_see_the_centre_of_what_training_crops_at_random(write_images):
+    gradient = np.arange(3 * 60 * 80).reshape(60, 80, 3) % 251
+    paths = write_images("photos", [gradient.astype("uint8")] * 3)
+    files = FileExamples(paths, [0, 1, 2], (16, 16), crop="random")
+    mixed = MixedExamples([files, files], (1, 1), labelled=True)
+    for examples in (files, mixed):
+        expected = FileExamples(paths, [0, 1, 2], (16, 16), crop="center")
+        [centre] = evaluation_batches(expected, batch_size=3).as_numpy_iterator()
+        [seen] = evaluation_batches(examples.take(np.arange(3)), batch_size=3).as_numpy_iterator()
+        assert_same([seen], [centre])
+    assert files.crop == mixed.parts[0].crop == "random"  # training goes on as before
 
 
 def test_a_file_that_breaks_while_training_is_named(write_images, examples):

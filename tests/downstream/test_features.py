@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from igpt_tf.data import ArrayExamples, FileExamples, digits
+from igpt_tf.data import ArrayExamples, FileExamples, digits, mixture, shards, tfrecords
 from igpt_tf.downstream import encoders, low_data
-from igpt_tf.downstream.features import cached_features, examples_fingerprint
+from igpt_tf.downstream.features import cached_features
 from igpt_tf.downstream.linear_probe import linear_probe
 from igpt_tf.downstream.probe import LBFGS
 from igpt_tf.downstream.splits import labelled
@@ -96,16 +96,6 @@ def test_a_pass_that_was_cut_short_is_not_taken_for_complete(examples, tmp_path)
     assert len(os.listdir(tmp_path)) == 1
 
 
-def test_files_that_changed_are_other_images(examples, tmp_path):
-    path = str(tmp_path / "image.png")
-    write_png(path, examples.images[0])
-    files = FileExamples([path], [0], (8, 8))
-    before = examples_fingerprint(files)
-    assert examples_fingerprint(files) == before
-    os.utime(path, (0, 0))
-    assert examples_fingerprint(files) != before
-
-
 def test_palette_counts_forget_where_a_colour_was(model, examples):
     encode = encoders.palette_counts(model).encode
     counts = encode(examples.images)
@@ -158,6 +148,39 @@ def test_the_probe_reports_every_layer_beside_three_baselines(model, tmp_path):
     assert report["measured_on"] == "valid" and report["num_images"] == {"train": 300, "valid": 360}
     assert report["baselines"]["raw_pixels"]["valid_accuracy"] > 0.9
     assert len(report["concatenated"]["layers"]) == 2
+
+
+@pytest.fixture(params=["tfrecords", "mixture"])
+def stored(request, tmp_path):
+    """The digits as shards, or as a mixture of arrays and shards."""
+    shards.write(digits(), str(tmp_path / "shards"), images_per_shard=500)
+    source = tfrecords(directory=str(tmp_path / "shards"))
+    return source if request.param == "tfrecords" else mixture(sources=[digits(), source])
+
+
+def test_shards_and_mixtures_are_probed_as_arrays_are(model, tmp_path, stored):
+    common = {"source": stored, "solver": LBFGS(l2=[1e-1]), "num_train": 300}
+    probed = linear_probe(model, workdir=str(tmp_path / "probe"), **common)
+    assert probed["num_images"] == {"train": 300, "valid": 360}
+    assert probed["baselines"]["raw_pixels"]["valid_accuracy"] > 0.9
+    few = low_data.low_data(
+        model, workdir=str(tmp_path / "few"), labels_per_class=[4], num_subsets=1, **common
+    )
+    assert few["raw_pixels"][0]["valid_accuracy"] > 0.5
+
+
+def test_features_of_randomly_cropped_photographs_are_those_of_their_centres(tmp_path):
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path in paths:
+        write_png(path, np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8"))
+    raw, folders = encoders.raw_pixels(), []
+    for crop in ("center", "random"):
+        files = FileExamples(paths, [0, 1, 2], (8, 8), crop=crop)
+        features = cached_features(raw, files, str(tmp_path / "features"), batch_size=2)
+        centres = files.arrays()[0].reshape(3, -1)
+        assert np.abs(features.open(0).astype(int) - centres).max() <= 2
+        folders.append(features.folder)
+    assert folders[0] == folders[1]
 
 
 def test_a_test_part_is_what_is_reported_where_there_is_one(model, tmp_path):
