@@ -59,8 +59,7 @@ def decode_batch(paths: tf.Tensor, draws: tf.Tensor, image_size: tuple[int, int]
 
 def _decode(content: tf.Tensor, image_size) -> tf.Tensor:
     def jpeg():
-        stored = _decode_jpeg(content, DRAFT * max(image_size))
-        return orientation.turn_tensor(stored, orientation.read_tensor(content))
+        return orientation.upright(_decode_jpeg(content, DRAFT * max(image_size)), content)
 
     def png():
         return tf.io.decode_png(content, channels=3)

@@ -47,11 +47,32 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[:, ::-1] if orientation in _COLUMNS_REVERSED else pixels
 
 
-def read_tensor(content: tf.Tensor) -> tf.Tensor:
-    """int32[]: as `read`, of a JPEG file string[]."""
+def upright(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
+    """uint8[h,w,3] as it is to be seen, of `image` as decoded from the JPEG file string[]."""
     # One look for the name spares most files the many small operations of the way to the tag.
     is_there = tf.size(tf.strings.split(content, _EXIF_NAME, maxsplit=1)) > 1
-    return tf.cond(is_there, lambda: _orientation(_exif_tensor(content)), lambda: UPRIGHT)
+    return tf.cond(is_there, lambda: _upright(image, content), lambda: image)
+
+
+def read_tensor(content: tf.Tensor) -> tf.Tensor:
+    """int32[]: as `read`, of a JPEG file string[]."""
+    tiff = _exif_tensor(content)
+    size = tf.size(tiff)
+    tiff = tf.pad(tiff, [[0, _ENTRY]])  # no slice below comes short
+    is_big = tiff[0] == ord("M")
+
+    def number(digits, length=2):
+        return _number(tf.where(is_big, digits, tf.reverse(digits, [-1])), length)
+
+    table = tf.cast(tf.minimum(number(tiff[4:8], 4), tf.cast(size, tf.int64)), tf.int32) + 2
+    count = tf.cast(number(tiff[table - 2 : table]), tf.int32)
+    is_tiff = (tiff[0] == tiff[1]) & (is_big | (tiff[0] == ord("I")))
+    count = tf.where(is_tiff & (table + _ENTRY * count <= size), count, 0)
+    entries = tf.reshape(tiff[table : table + _ENTRY * count], [-1, _ENTRY])
+    is_found = (number(entries[:, :2]) == _TAG) & (number(entries[:, 2:4]) == _SHORT)
+    values = tf.cast(tf.boolean_mask(number(entries[:, 8:10]), is_found), tf.int32)
+    first = tf.concat([values, [UPRIGHT]], axis=0)[0]
+    return tf.where((first >= 1) & (first <= 8), first, UPRIGHT)
 
 
 def turn_tensor(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -64,6 +85,16 @@ def turn_tensor(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     image = applied(image, TRANSPOSED, lambda image: tf.transpose(image, [1, 0, 2]))
     image = applied(image, _ROWS_REVERSED, lambda image: image[::-1])
     return applied(image, _COLUMNS_REVERSED, lambda image: image[:, ::-1])
+
+
+# Not inlined: TensorFlow steps over one call sooner than over all operations in it.
+@tf.function(
+    input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.string)],
+    autograph=False,
+    experimental_attributes={"_noinline": True},
+)
+def _upright(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
+    return turn_tensor(image, read_tensor(content))
 
 
 def _exif(content: bytes) -> bytes:
@@ -101,26 +132,6 @@ def _exif_tensor(content: tf.Tensor) -> tf.Tensor:
     [at] = tf.while_loop(goes_on, following, [tf.constant(_FIRST_SEGMENT)])
     found = (at + 1 < size) & is_exif(at)
     return data[at + _HEAD : tf.where(found, stop(at), 0)]
-
-
-def _orientation(tiff: tf.Tensor) -> tf.Tensor:
-    """int32[]: the orientation that the EXIF uint8[n] tells."""
-    size = tf.size(tiff)
-    tiff = tf.pad(tiff, [[0, _ENTRY]])  # no slice below comes short
-    is_big = tiff[0] == ord("M")
-
-    def number(digits, length=2):
-        return _number(tf.where(is_big, digits, tf.reverse(digits, [-1])), length)
-
-    table = tf.cast(tf.minimum(number(tiff[4:8], 4), tf.cast(size, tf.int64)), tf.int32) + 2
-    count = tf.cast(number(tiff[table - 2 : table]), tf.int32)
-    is_tiff = (tiff[0] == tiff[1]) & (is_big | (tiff[0] == ord("I")))
-    count = tf.where(is_tiff & (table + _ENTRY * count <= size), count, 0)
-    entries = tf.reshape(tiff[table : table + _ENTRY * count], [-1, _ENTRY])
-    is_found = (number(entries[:, :2]) == _TAG) & (number(entries[:, 2:4]) == _SHORT)
-    values = tf.cast(tf.boolean_mask(number(entries[:, 8:10]), is_found), tf.int32)
-    first = tf.concat([values, [UPRIGHT]], axis=0)[0]
-    return tf.where((first >= 1) & (first <= 8), first, UPRIGHT)
 
 
 def _number(digits: tf.Tensor, length: int) -> tf.Tensor:
