@@ -3,7 +3,8 @@
 python -m tools.sample --saved_model=DIR --workdir=DIR [--num_images=16] [--seed=0] [--animate]
 python -m tools.sample --saved_model=DIR --workdir=DIR --num_given=0.5 [--images=FOLDER]
 
-Completions are of the held-out images of the model's own data set unless --images names others.
+Any of --num_given, --images and --completions asks for completions, half given by default, of the
+held-out images of the model's own data set unless --images names others.
 """
 
 import gin
@@ -56,7 +57,7 @@ def main() -> None:
     names = ("num_given", "images", "completions")
     complete = {name: flag[name].value for name in names}
     sample(
-        complete=complete if flag["num_given"].present or flag.images else None,
+        complete=complete if any(flag[name].present for name in names) else None,
         choice={name: flag[name].value for name in _CHOICE},
         common={name: flag[name].value for name in _COMMON},
         saved_model=flag.saved_model,

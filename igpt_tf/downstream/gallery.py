@@ -29,7 +29,7 @@ def write_samples(
     animate: bool,
     jit_compile: bool = False,
 ) -> str:
-    """Writes `samples.png`, the single images and, if wanted, the animation.
+    """Writes `samples.png`, what they depend on, the single images and, if wanted, the animation.
 
     Args:
         saved_model: Path of the model.
@@ -49,12 +49,14 @@ def write_samples(
             written.
     """
     _check_positive(num_images=num_images, batch_size=batch_size)
+    limits.check(seed=seed, **vars(choice))
     report.make_workdir(workdir)
     model = SavedModel(saved_model)
     size = _planned(model, batch_size, num_images)
     painter = painting.Compiled(model) if jit_compile else model
     painted = painting.sample(painter, num_images, seed=seed, choice=choice, batch_size=size)
-    return _written(workdir, "samples", painted, grid(painted), seed, 0, animate)
+    about = {"saved_model": model.path, "seed": seed, **vars(choice)}
+    return _written(workdir, "samples", painted, grid(painted), about, animate)
 
 
 def write_completions(
@@ -72,7 +74,7 @@ def write_completions(
     animate: bool,
     jit_compile: bool = False,
 ) -> str:
-    """Writes `completions.png`, a row an image, the single images and, if wanted, the animation.
+    """Writes `completions.png`, a row an image, and the other files of `write_samples`.
 
     Args:
         images: Files and folders to complete; None for held-out images of `source`.
@@ -87,6 +89,7 @@ def write_completions(
         InputError: The images do not fit the model, or as for `write_samples`.
     """
     _check_positive(num_images=num_images, completions=completions, batch_size=batch_size)
+    limits.check(seed=seed, **vars(choice))
     report.make_workdir(workdir)
     model = SavedModel(saved_model)
     given = limits.given_pixels(num_given, model.image_size)
@@ -96,7 +99,8 @@ def write_completions(
     painter = painting.Compiled(model) if jit_compile else model
     painted = painting.complete(painter, repeated, given, seed=seed, choice=choice, batch_size=size)
     picture = completion_grid(originals, painted, given)
-    return _written(workdir, "completions", painted, picture, seed, given, animate)
+    about = {"saved_model": model.path, "num_given": given, "seed": seed, **vars(choice)}
+    return _written(workdir, "completions", painted, picture, about, animate)
 
 
 def partly_given(images: np.ndarray, num_given: int) -> np.ndarray:
@@ -140,17 +144,17 @@ def _written(
     name: str,
     painted: np.ndarray,
     picture: np.ndarray,
-    seed: int,
-    num_given: int,
+    about: dict,
     animate: bool,
 ) -> str:
-    """Writes the files; says where they are."""
+    """Writes the files; says where they are. `about` is what the images depend on."""
     path = os.path.join(workdir, name)
+    report.write_json(f"{path}.json", {"num_images": len(painted), **about})
     write_png(f"{path}.png", picture)
-    write_singles(path, painted, seed)
+    write_singles(path, painted, about["seed"])
     lines = [f"grid           {path}.png", f"single images  {path}{os.sep}"]
     if animate:
-        frames = list(painting_frames(painted, num_given))
+        frames = list(painting_frames(painted, about.get("num_given", 0)))
         film = f"{path}.gif" if _num_colours(frames[-1]) < _GIF_COLOURS else f"{path}.apng"
         write_animation(film, frames)
         lines.append(f"animation      {film}")

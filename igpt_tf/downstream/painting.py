@@ -43,11 +43,10 @@ class Compiled:
 
     def __init__(self, model: SavedModel):
         network, self._palette, _ = load_model(model.path)
-        self._model, self._sampler = model, Sampler(network, jit_compile=True)
+        self._sampler = Sampler(network, jit_compile=True)
 
     def signature(self, name: str):
         """As `SavedModel.signature`, of these two."""
-        self._model.signature(name)  # is there one?
         return {"sample": self._sample, "complete": self._complete}[name]
 
     def _sample(self, *, num_images, **choice) -> dict:
@@ -58,7 +57,7 @@ class Compiled:
         return self._painted(self._sampler.complete(tokens, num_given, **choice))
 
     def _painted(self, tokens: np.ndarray) -> dict:
-        return {"images": self._palette.decode(tokens, self._model.image_size)}
+        return {"images": self._palette.decode(tokens, self._sampler.model.image_size)}
 
 
 def sample(

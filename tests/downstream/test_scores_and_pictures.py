@@ -1,5 +1,7 @@
 """Claims about scores, samples, completions and palettes, from a SavedModel to files."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -152,8 +154,18 @@ def test_single_images_are_named_by_the_seed_that_paints_them(model, tmp_path):
     single = np.asarray(Image.open(tmp_path / "samples" / "seed_00018.png"))
     [same] = painting.sample(model, 1, seed=18, choice=CHOICE, batch_size=1)
     np.testing.assert_array_equal(single, same)
+    about = json.loads((tmp_path / "samples.json").read_text())
+    assert about == {"num_images": 3, "saved_model": model.path, "seed": 17, **vars(CHOICE)}
     with Image.open(tmp_path / "samples.gif") as animation:
         assert animation.n_frames > 32  # frames that do not differ are merged
+
+
+def test_a_choice_out_of_range_is_refused_before_anything_is_written(model, tmp_path):
+    wrong = painting.Choice(top_p=1.5)
+    common = {"seed": 0, "batch_size": None, "animate": False}
+    with pytest.raises(InputError, match="top_p"):
+        gallery.write_samples(model.path, str(tmp_path / "a"), num_images=3, choice=wrong, **common)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_row_of_completions_begins_with_the_original_and_what_was_given():
