@@ -15,7 +15,7 @@ Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> None:
-    """Traces every function, before a run begins that they would end.
+    """Calls every function once, before a run begins that they would end.
 
     Args:
         augmentation: The functions.
@@ -29,11 +29,11 @@ def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> 
             "an augmentation is a list of functions, as in [@shift(), @flip()], or []. "
             f"Received: augmentation={augmentation!r}"
         )
-    images = tf.TensorSpec([1, *image_size, 3], tf.uint8)
-    seeds = tf.TensorSpec([1, 2], tf.int32)
     for augment in augmentation:
         try:
-            tf.function(augment, autograph=False).get_concrete_function(images, seeds)
+            # Eagerly, because a trace's garbage keeps tensors until Python looks for cycles.
+            with tf.device("CPU:0"):
+                augment(tf.zeros([1, *image_size, 3], tf.uint8), tf.zeros([1, 2], tf.int32))
         except TypeError as error:
             raise InputError(
                 "an augmentation is a function of images and seeds, which in gin has parentheses: "
