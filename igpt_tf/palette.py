@@ -105,9 +105,10 @@ class Palette:
 
     def save(self, path: str) -> None:
         """Writes the centroids as `.npy`, float32[V,3]; the file is either whole or absent."""
-        with open(path + ".part", "wb") as file:
+        unfinished = os.fspath(path) + ".part"
+        with open(unfinished, "wb") as file:
             np.save(file, self.centroids, allow_pickle=False)
-        os.replace(path + ".part", path)
+        os.replace(unfinished, path)
 
     @property
     def colours(self) -> np.ndarray:
