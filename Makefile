@@ -2,6 +2,7 @@
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
+PARITY := .venv/.parity
 PYTEST := $(PYTHON) -m pytest -q
 
 .DEFAULT_GOAL := help
@@ -29,7 +30,7 @@ slow: $(INSTALLED) ## run the tests that take minutes
 browser: $(INSTALLED) ## click through the playground in Chromium, if there is one
 	@$(PYTEST) -rs -m browser tests/playground
 
-parity: $(INSTALLED) ## compare with published weights and other implementations
+parity: $(PARITY) ## compare with published weights and other implementations (installs torch, once)
 	@$(PYTEST) -rs -m parity
 
 faults: $(INSTALLED) ## kill runs, fill disks and break files, and see nothing lost
@@ -41,6 +42,12 @@ benchmark: $(INSTALLED) ## measure the speed of training and sampling
 clean: ## remove .venv and the caches; runs/ stays
 	@rm -rf .venv .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PARITY): requirements-parity.txt $(INSTALLED)
+	@echo "Installing requirements-parity.txt into .venv (once) ..."
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -c requirements.lock \
+	  -r requirements-parity.txt --extra-index-url https://download.pytorch.org/whl/cpu
+	@touch $@
 
 # UNFINISHED marks an installation that was cut short; the next `make` then starts from nothing.
 $(INSTALLED): requirements.lock
