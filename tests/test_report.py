@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from igpt_tf.downstream import gallery
+from igpt_tf.downstream import gallery, painting
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.report import make_workdir
@@ -63,11 +63,11 @@ def test_programs_look_at_the_folder_before_all_else(tool, arguments):
 
 @needs_proc
 def test_painting_looks_at_the_folder_before_all_else():
-    common = {"seed": 0, "choice": None, "batch_size": None, "animate": False, "num_images": 1}
+    common = {"seed": 0, "choice": painting.Choice(), "batch_size": None, "animate": False}
     completing = {"images": None, "source": None, "num_given": "0.5", "completions": 1}
     for write, more in ((gallery.write_samples, {}), (gallery.write_completions, completing)):
         with pytest.raises(InputError, match="the workdir cannot be written"):
-            write("nowhere", UNWRITABLE, **common, **more)
+            write("nowhere", UNWRITABLE, num_images=1, **common, **more)
 
 
 WRITING = """
