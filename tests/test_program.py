@@ -101,7 +101,12 @@ def wait_for(path, process):
 
 
 @pytest.mark.parametrize(
-    "number, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    "number, code",
+    [
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.faults),
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+    ],
 )
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(straight, tmp_path, number, code):
     workdir = tmp_path / "run"
@@ -116,6 +121,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(straight, tmp_path, n
     assert_same_end(straight, workdir)
 
 
+@pytest.mark.faults
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straight, tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
