@@ -144,9 +144,9 @@ def _best_path(directory: str, step: int | str) -> str:
 def _named_best_steps(directory: str) -> set[int]:
     """The best held-out steps of the checkpoints in a folder; of the damaged ones none is known."""
     steps = set()
-    for path in glob.glob(os.path.join(glob.escape(directory), "ckpt-*.index")):
+    for path in _paths(directory):
         with contextlib.suppress(*_DAMAGED):
-            reader = tf.train.load_checkpoint(path.removesuffix(".index"))
+            reader = tf.train.load_checkpoint(path)
             steps.add(int(reader.get_tensor("best_step/.ATTRIBUTES/VARIABLE_VALUE")))
     return steps
 
