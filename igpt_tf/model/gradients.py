@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from keras import ops
 
+from igpt_tf.model.fusion import fused
+
 
 def with_gradient(function: Callable) -> Callable:
     """A decorator: `function(*tensors)` returns its result and the gradient's function.
@@ -58,6 +60,7 @@ def _inverse_rms(x):
     return ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + 1e-5)
 
 
+@fused
 def _scaled(x, factor, gain):
     return ops.cast(ops.cast(x, "float32") * factor * ops.cast(gain, "float32"), x.dtype)
 
@@ -68,8 +71,14 @@ def _norm_gradient(x, inverse, gain, upstream):
     product = slope * wide
     gain_gradient = _summed(product * inverse)
     along = ops.matmul(product, wide_gain[:, None]) * inverse**3 / x.shape[-1]
-    x_gradient = slope * wide_gain * inverse - wide * along
+    x_gradient = _across(slope, wide_gain, inverse, wide, along)
     return ops.cast(x_gradient, x.dtype), ops.cast(gain_gradient, gain.dtype)
+
+
+@fused
+def _across(slope, gain, inverse, x, along):
+    """What a step along x, which the norm does not see, is taken out of."""
+    return slope * gain * inverse - x * along
 
 
 def _summed(x):
@@ -136,6 +145,14 @@ def quick_gelu(x):
     return ops.silu(_GELU * x) / _GELU
 
 
+@fused
+def _silu_again(wide, upstream):
+    """silu(wide) / 1.702, and the gradient of `wide` for that of this."""
+    gate = ops.sigmoid(wide)
+    active = wide * gate
+    return active / _GELU, upstream * ((gate + active * (1 - gate)) / _GELU)
+
+
 @with_gradient
 def normalised_mlp(x, gain, input_kernel, output_kernel):
     """quick_gelu(rms_normalise(x, gain) @ input_kernel) @ output_kernel.
@@ -158,10 +175,7 @@ def normalised_mlp(x, gain, input_kernel, output_kernel):
     def gradient(upstream):
         again = inverse * ops.cast(after(upstream, 1.0), "float32")
         unit = _scaled(x, again, steep)
-        gate = ops.sigmoid(wide)
-        active = wide * gate
-        upstream = upstream / _GELU
-        slope = ops.matmul(upstream, transposed(output_kernel)) * (gate + active * (1 - gate))
+        active, slope = _silu_again(wide, ops.matmul(upstream, transposed(output_kernel)))
         below = ops.matmul(slope, transposed(input_kernel))
         x_gradient, steep_gradient = _norm_gradient(x, again, steep, below)
         return (

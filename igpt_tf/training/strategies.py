@@ -194,9 +194,12 @@ def distribute(
     return strategy.distribute_datasets_from_function(host_batches)
 
 
-def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int, accumulation: int) -> None:
+def check_batch_size(
+    strategy: tf.distribute.Strategy, batch_size: int, accumulation: int | None
+) -> None:
     """Raises: InputError unless the global batch cuts evenly into replicas and their parts."""
     replicas = strategy.num_replicas_in_sync
+    accumulation = 1 if accumulation is None else accumulation
     if min(batch_size, accumulation) < 1 or batch_size % (replicas * accumulation):
         raise InputError(
             "the global batch must be a positive multiple of replicas x accumulation. Received: "

@@ -14,6 +14,7 @@ from igpt_tf import cores
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive, Masked
 from igpt_tf.palette import Palette
+from igpt_tf.training import elementwise
 from igpt_tf.training.optimization import averaged_weights
 from igpt_tf.training.trainer import Trainer
 
@@ -23,15 +24,11 @@ PALETTE = Palette.grey(7)
 def small_trainer(objective=None, sizes=None, **arguments):
     objective = objective or Autoregressive()
     keras.utils.set_random_seed(0)
-    model = ImageGPT(
-        image_size=(4, 4),
-        vocabulary_size=7,
-        **{"num_layers": 2, "hidden_dim": 8, "num_heads": 2, **(sizes or {})},
-        causal=objective.causal,
-    )
-    return Trainer(
-        model, objective, keras.optimizers.Adam(0.01), PALETTE, batch_size=8, **arguments
-    )
+    shape = {"image_size": (4, 4), "num_layers": 2, "hidden_dim": 8, "num_heads": 2}
+    shape |= {"vocabulary_size": 7, "causal": objective.causal}
+    model = ImageGPT(**shape | (sizes or {}))
+    adam = keras.optimizers.Adam(0.01)
+    return Trainer(model, objective, adam, PALETTE, **{"batch_size": 8, **arguments})
 
 
 def images_of(step, number=8):
@@ -79,11 +76,59 @@ def test_cores_that_take_parts_of_a_batch_train_and_judge_alike(objective, monke
     np.testing.assert_allclose(apart, alone, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "length", "branches", "parts"),
+    [
+        (16, 256, 2, 2),  # 4 images, 1,024 positions a core
+        (2, 1024, 2, 1),
+        (16, 1024, 2, 8),
+        (18, 256, 2, 1),  # 9 images a core are no 2 parts
+        (6, 1024, 4, 1),  # nor have 4 cores as many of 6
+        (64, 256, 1, 1),  # cores that share operations want the whole
+    ],
+)
+def test_a_core_has_about_a_thousand_positions_at_a_time(
+    batch_size, length, branches, parts, monkeypatch
+):
+    monkeypatch.setattr(cores, "at_once", lambda: branches)
+    sizes = {"image_size": (length // 16, 16)}
+    assert small_trainer(sizes=sizes, batch_size=batch_size).accumulation == parts
+    assert small_trainer(sizes=sizes, batch_size=batch_size, accumulation=2).accumulation == 2
+    assert small_trainer(sizes=sizes, batch_size=batch_size, jit_compile=True).accumulation == 1
+
+
+def step_graph(**arguments):
+    trainer = small_trainer(jit_compile=False, **arguments)
+    batch = {"tokens": tf.constant(PALETTE.encode(images_of(0)))}
+    return trainer._gradients.get_concrete_function(batch).graph.as_graph_def()
+
+
+def compiled_functions(**arguments):
+    """How many functions within a step XLA compiles."""
+    functions = step_graph(**arguments).library.function
+    return sum(function.attr["_XlaMustCompile"].b for function in functions)
+
+
+def test_elementwise_chains_compiled_by_xla_train_alike(monkeypatch):
+    compiled, number = losses(small_trainer(jit_compile=False)), compiled_functions()
+    monkeypatch.setattr(elementwise, "worthwhile", lambda _: False)
+    np.testing.assert_allclose(compiled, losses(small_trainer(jit_compile=False)), rtol=1e-6)
+    assert number > 0 == compiled_functions()
+
+
+def test_no_chain_is_compiled_where_memory_is_short_or_xla_is_not_there(monkeypatch):
+    assert compiled_functions(sizes={"recompute": True}) == 0
+
+    def unknown(function):
+        raise tf.errors.NotFoundError(None, None, "no registered platform")
+
+    monkeypatch.setattr(elementwise, "_compiled", unknown)
+    assert compiled_functions() == 0
+
+
 def step_nodes(num_layers):
     """How many operations a step's forward and backward pass hold, functions included."""
-    trainer = small_trainer(sizes={"num_layers": num_layers}, jit_compile=False)
-    batch = {"tokens": tf.constant(PALETTE.encode(images_of(0)))}
-    graph = trainer._gradients.get_concrete_function(batch).graph.as_graph_def()
+    graph = step_graph(sizes={"num_layers": num_layers})
     return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
 
 
