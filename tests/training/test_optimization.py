@@ -1,11 +1,13 @@
 """Claims about the learning rate and the optimizer."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import Classifier, ImageGPT
-from igpt_tf.training.optimization import build_optimizer
+from igpt_tf.training.optimization import OnePassAdam, build_optimizer
 
 
 def schedule(num_steps=1000, **arguments):
@@ -32,6 +34,28 @@ def test_the_optimizer_is_adam_with_the_papers_betas_and_no_weight_decay():
     optimizer = build_optimizer(num_steps=10, steps_per_epoch=1, learning_rate=0.1)
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.95)
     assert optimizer.weight_decay is None
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.1])
+def test_one_pass_over_the_weights_moves_them_as_keras_adam_does(weight_decay):
+    rng = np.random.default_rng(0)
+    first, gradients = rng.normal(size=(5, 3)), rng.normal(size=(20, 5, 3)).astype("float32")
+    arguments = {"beta_2": 0.95, "epsilon": 1e-8, "weight_decay": weight_decay}
+
+    def moved(adam):
+        variable, optimizer = keras.Variable(first), adam(0.01, **arguments)
+        optimizer.build([variable])
+
+        @tf.function
+        def step(gradient):
+            optimizer.apply([gradient], [variable])
+
+        for gradient in gradients:
+            step(gradient)
+        return [variable.numpy(), *(x.numpy() for x in optimizer.variables[2:])]
+
+    for ours, keras_own in zip(moved(OnePassAdam), moved(keras.optimizers.Adam), strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=1e-5, atol=1e-7)
 
 
 def test_weight_decay_shrinks_the_matrices_and_spares_the_vectors():
