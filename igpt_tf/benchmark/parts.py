@@ -21,6 +21,8 @@ class Part:
         shape: The model, if it takes one.
         flops: Model FLOPs of a turn, 0 if they are not the point.
         heavy: Whether turns are so long that a third of them has to do.
+        sittings: Sets of processes that share the turns, one set after the other: a process keeps
+            the luck it has with the places of its memory.
     """
 
     title: str
@@ -31,13 +33,13 @@ class Part:
     shape: shapes.Shape | None = None
     flops: int = 0
     heavy: bool = False
+    sittings: int = 1
 
 
 def _train(name: str, shape: shapes.Shape, rivals=_EVERYONE, heavy=False) -> Part:
     title = f"train step, {name}"
-    return Part(
-        title, "train", rivals, "token", shape.num_tokens, shape, shape.train_flops(), heavy
-    )
+    flops, sittings = shape.train_flops(), 1 if heavy else 3
+    return Part(title, "train", rivals, "token", shape.num_tokens, shape, flops, heavy, sittings)
 
 
 def _features(name: str, shape: shapes.Shape) -> Part:

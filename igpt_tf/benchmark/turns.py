@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from igpt_tf import cores
 from igpt_tf.benchmark.parts import Part
 from igpt_tf.benchmark.worker import Order
 from igpt_tf.errors import InputError
@@ -82,33 +83,50 @@ def measure(part: Part, *, repeats: int, precision: str, threads: int) -> dict:
     orders = [
         Order(name, part.task, part.shape, part.units, precision, threads) for name in part.rivals
     ]
+    sittings = [_sitting(orders, rounds) for rounds in cores.like_parts(repeats, part.sittings)]
+    return {
+        order.rival: _numbers(part, [sitting[order.rival] for sitting in sittings])
+        for order in orders
+    }
+
+
+def _sitting(orders: list[Order], rounds: int) -> dict:
+    """Rivals in new processes: name -> set-up, first turn, turns, peaks, or why it is missing."""
     with contextlib.ExitStack() as stack:
         rivals = [stack.enter_context(contextlib.closing(Rival(order))) for order in orders]
         present = [rival for rival in rivals if rival.missing is None]
         first = [rival.turn() for rival in present]
-        rounds = [[rival.turn() for rival in present] for _ in range(repeats)]
-        numbers = {
-            rival.order.rival: _numbers(part, rival, first[i], [turns[i] for turns in rounds])
-            for i, rival in enumerate(present)
-        }
-    return {
-        rival.order.rival: numbers.get(rival.order.rival, {"missing": rival.missing})
-        for rival in rivals
-    }
+        turns = list(
+            zip(*([rival.turn() for rival in present] for _ in range(rounds)), strict=True)
+        )
+        numbers = {rival.order.rival: {"missing": rival.missing} for rival in rivals}
+        for i, rival in enumerate(present):
+            numbers[rival.order.rival] = {"setup": rival.setup, "first": first[i]}
+            numbers[rival.order.rival] |= {"turns": turns[i], "peaks": rival.end()}
+        return numbers
 
 
-def _numbers(part: Part, rival: Rival, first: dict, turns: list[dict]) -> dict:
+def _numbers(part: Part, sittings: list[dict]) -> dict:
+    """A rival's numbers; of set-up and first turn those of its first process."""
+    first = sittings[0]
+    if "missing" in first:
+        return first
+    turns = [turn for sitting in sittings for turn in sitting["turns"]]
     seconds = spread([turn["seconds"] for turn in turns])
     return {
-        "setup_seconds": rival.setup["seconds"],
-        "setup_bytes": rival.setup["bytes"],
-        "first_seconds": first["seconds"],
+        "setup_seconds": first["setup"]["seconds"],
+        "setup_bytes": first["setup"]["bytes"],
+        "first_seconds": first["first"]["seconds"],
         "seconds": seconds,
         "cpu_seconds": spread([turn["cpu_seconds"] for turn in turns]),
         f"{part.unit}s_per_second": part.units / seconds["median"],
         "flops_per_second": part.flops / seconds["median"] if part.flops else None,
-        **rival.end(),
+        **{kind: _largest(kind, sittings) for kind in first["peaks"]},
     }
+
+
+def _largest(kind: str, sittings: list[dict]) -> int | None:
+    return max((one["peaks"][kind] for one in sittings if one["peaks"][kind]), default=None)
 
 
 def spread(values: list[float]) -> dict:

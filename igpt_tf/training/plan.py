@@ -5,7 +5,8 @@ the forward to the backward pass, or kept by a run that recomputes its blocks (`
 those alive only while one block is at work (`WORKING_*`). They are fitted to what TensorFlow's CPU
 executor holds at the height of a step; three models agree within 20 %, both ways
 (tests/training/test_plan.py). Change a block, and measure again. XLA, on accelerators, orders the
-work itself; there they have not been compared.
+work itself; there they have not been compared. On CPUs a step left to itself cuts its batch
+(`StepOptions.accumulation`) and takes less.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igpt_tf.benchmark import openai_graph, ours, shapes, turns
+from igpt_tf.benchmark import openai_graph, ours, parts, shapes, turns
 from igpt_tf.benchmark.worker import Order, timed
 from igpt_tf.model import ImageGPT, count_parameters
 
@@ -105,6 +105,31 @@ def test_ratios_compare_turns_of_the_same_round():
     }
     ((name, ratio),) = turns.ratios(numbers)
     assert (name, ratio["median"], ratio["min"], ratio["max"]) == ("other", 2.0, 2.0, 4.0)
+
+
+def test_rivals_share_their_turns_among_several_processes(monkeypatch):
+    class Process:
+        started = 0
+
+        def __init__(self, order):
+            Process.started += 1
+            self.order, self.missing, self.number = order, None, Process.started
+            self.setup = {"seconds": 1.0, "bytes": 2}
+
+        def turn(self):
+            return {"seconds": float(self.number), "cpu_seconds": 0.0}
+
+        def end(self):
+            return {"peak_bytes": 10 * self.number, "device_bytes": None}
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(turns, "Rival", Process)
+    part = dataclasses.replace(parts.PARTS["train_tiny"], rivals=("ours",), sittings=3)
+    ours = turns.measure(part, repeats=4, precision="float32", threads=1)["ours"]
+    assert ours["seconds"]["all"] == [1.0, 2.0, 3.0, 3.0]
+    assert (ours["peak_bytes"], ours["device_bytes"], ours["first_seconds"]) == (30, None, 1.0)
 
 
 def test_one_command_writes_medians_with_spread_and_says_who_is_missing(tmp_path):
