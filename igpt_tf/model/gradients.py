@@ -77,7 +77,7 @@ def _norm_gradient(x, inverse, gain, upstream):
 
 @fused
 def _across(slope, gain, inverse, x, along):
-    """What a step along x, which the norm does not see, is taken out of."""
+    """slope * gain * inverse, less its part along x: a longer x has the same norm(x)."""
     return slope * gain * inverse - x * along
 
 
