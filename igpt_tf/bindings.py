@@ -34,7 +34,7 @@ _RANGES = {
     "log_every": _PERIOD,
     "evaluate_every": _PERIOD,
     "checkpoint_every": _PERIOD,
-    "draw_every": _PERIOD,
+    "sample_every": _PERIOD,
     "probe_every": _PERIOD,
     "learning_rate": _POSITIVE,
     "learning_rates": _POSITIVE,

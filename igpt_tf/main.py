@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from igpt_tf import config, cores, program
+from igpt_tf import cli, config, runtime
 
 flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
 flags.DEFINE_bool("dry_run", False, "Build everything, print the plan, train nothing.")
@@ -10,19 +10,19 @@ flags.DEFINE_bool("dry_run", False, "Build everything, print the plan, train not
 
 def main() -> None:
     """Flags -> configuration -> `train`."""
-    program.require_flags("gin_file")
+    cli.require_flags("gin_file")
     if not flags.FLAGS.dry_run:
-        program.require_flags("workdir")
+        cli.require_flags("workdir")
 
     # Imported late: a mistyped flag is answered at once, without waiting for TensorFlow.
-    program.import_tensorflow()
+    runtime.import_tensorflow()
     from igpt_tf.training.train import train
 
     config.parse_flags()
     if not config.bound("step_options.jit_compile"):  # XLA shares out its own work
-        cores.separate()
+        runtime.use_one_thread_per_op()
     train(workdir=flags.FLAGS.workdir, dry_run=flags.FLAGS.dry_run)
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -10,15 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from igpt_tf import cores
+from igpt_tf import runtime
 
 RUN = "gin/runs/digits_tiny_ar.gin"
 SHORT = (
     "train.num_steps=12",
-    "cadence.evaluate_every=4",
-    "cadence.checkpoint_every=4",
-    "cadence.draw_every=0",
-    "cadence.probe_every=0",
+    "intervals.evaluate_every=4",
+    "intervals.checkpoint_every=4",
+    "intervals.sample_every=0",
+    "intervals.probe_every=0",
     "train.batch_size=16",
     "build_optimizer.warmup_steps=2",
     "build_model.num_layers=2",
@@ -148,8 +148,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
         (["train.batch_size=0"], "batch_size"),
         (["train.export='newest'"], "newest"),
         (["train.weights='averaged'"], "ema_momentum"),
-        (["step_options.steps_per_call=5"], "steps_per_call=5"),
-        (["cadence.profile_steps=(13, 14)"], "profile_steps=(13, 14)"),
+        (["step_options.steps_per_execution=5"], "steps_per_execution=5"),
+        (["intervals.profile_steps=(13, 14)"], "profile_steps=(13, 14)"),
         (["train.palette=@load_palette()", "load_palette.path='none.npy'"], "none.npy"),
     ],
 )
@@ -165,9 +165,9 @@ def test_averaged_weights_in_stacked_steps_are_evaluated_and_exported_and_a_trac
         tmp_path / "run",
         "train.weights='averaged'",
         "build_optimizer.ema_momentum=0.9",
-        "step_options.steps_per_call=4",
-        "cadence.log_every=4",
-        "cadence.profile_steps=(3, 4)",
+        "step_options.steps_per_execution=4",
+        "intervals.log_every=4",
+        "intervals.profile_steps=(3, 4)",
     )
     assert ended.returncode == 0, ended.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())
@@ -185,12 +185,15 @@ def test_too_little_memory_is_told_in_one_line_with_what_needs_less(tmp_path):
     ended = run(tmp_path / "run", *large, environment=little)
     *bar, line = ended.stderr.splitlines()
     assert ended.returncode == 2 and line.startswith("error: the memory"), ended.stderr
-    assert "step_options.accumulation" in line and all("pretrain" in x for x in bar if x)
+    assert "step_options.gradient_accumulation_steps" in line and all(
+        "pretrain" in x for x in bar if x
+    )
 
 
 LARGE_TENSORS = """
-from igpt_tf import program
-program.import_tensorflow()
+from igpt_tf import cli
+from igpt_tf import runtime
+runtime.import_tensorflow()
 import resource, tensorflow as tf
 x = tf.zeros([2**24])
 def faults():
@@ -257,8 +260,10 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
 
 
 TELLING = """
-from igpt_tf import cores, main, program
-program.run(lambda: main.main() or print(cores.at_once()))
+from igpt_tf import cli
+from igpt_tf import main
+from igpt_tf import runtime
+cli.run(lambda: main.main() or print(runtime.num_parallel_ops()))
 """
 
 
@@ -267,7 +272,7 @@ def test_cores_are_separate_unless_xla_shares_out_the_work(compiled):
     binding = f"--gin_param=step_options.jit_compile={compiled}"
     command = [sys.executable, "-c", TELLING, f"--gin_file={RUN}", "--dry_run", binding]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    alone = compiled or cores.count() == 1
+    alone = compiled or runtime.num_cores() == 1
     assert (ended.stdout.split()[-1] == "1") == alone
 
 

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from igpt_tf.downstream import gallery, painting
 from igpt_tf.errors import InputError
+from igpt_tf.evaluation import gallery, painting
+from igpt_tf.files import make_workdir
 from igpt_tf.palette import Palette
-from igpt_tf.report import make_workdir
 
 # Of Linux: a folder that nobody can write in, not even root, who needs no permission elsewhere.
 UNWRITABLE = "/proc"
@@ -73,11 +73,12 @@ def test_painting_looks_at_the_folder_before_all_else():
 WRITING = """
 import sys
 from absl import flags
-from igpt_tf import program
+from igpt_tf import cli
+from igpt_tf import runtime
 flags.DEFINE_string("workdir", None, "")
 def main():
     raise {error}
-program.run(main)
+cli.run(main)
 """
 
 

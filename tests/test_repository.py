@@ -1,4 +1,4 @@
-"""Claims about the house: who may import whom, what is installed, what lies where."""
+"""The repository: import rules between packages, requirements, tracked files."""
 
 import ast
 import importlib.metadata
@@ -15,53 +15,46 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "igpt_tf"
-LONGEST_FILE = 350  # lines
 
-# The rooms of igpt_tf and what each may import of the others, besides itself.
-LEAVES = {"config", "cores", "environment", "errors", "exported", "limits", "program", "report"}
-EVERYTHING = LEAVES | {
-    "benchmark",
-    "convert",
-    "data",
-    "downstream",
-    "export",
-    "model",
-    "objectives",
-    "palette",
-    "pictures",
-    "sampling",
-    "serving",
-    "training",
-}
-ROOMS = {
+# What each package or module of igpt_tf may import of the others, besides itself. In the order of
+# docs/architecture.md: modules import only from their left.
+BASE = {"__init__", "errors", "files", "formatting", "runtime", "config", "cli"}
+ALLOWED = {
     "__init__": set(),
-    "main": LEAVES | {"training"},
-    "config": {"bindings", "errors"},
-    "bindings": {"errors"},
-    "cores": set(),
-    "environment": {"cores"},
     "errors": set(),
-    "exported": {"errors"},
-    "limits": {"errors"},
-    "program": {"environment", "errors"},
-    "report": {"errors"},
-    "run_report": {"environment", "errors", "exported", "report"},
-    "palette": {"errors"},
-    "pictures": {"errors"},
-    "data": {"errors", "palette", "report"},
+    "files": {"errors"},
+    "formatting": set(),
+    "runtime": {"__init__", "errors"},
+    "bindings": {"errors"},
+    "config": {"bindings", "errors", "files"},
+    "cli": {"errors", "runtime", "config"},
+    "image_grid": BASE,
+    "palette": BASE,
+    "objectives": BASE,
+    "data": BASE | {"palette", "objectives"},
     "model": {"errors"},
-    "objectives": {"errors"},
-    "benchmark": EVERYTHING - {"downstream", "export", "convert", "serving"},
-    "training": EVERYTHING - {"benchmark", "downstream", "export", "convert", "serving"},
-    "sampling": {"cores", "model", "palette", "errors", "limits"},
-    "downstream": EVERYTHING - {"benchmark", "convert", "serving"},
-    "export": {"model", "sampling", "palette", "data", "errors", "exported", "limits"},
-    "convert": {"model", "export", "palette", "report", "errors"},
-    "serving": LEAVES | {"data", "pictures"},
-    "playground": {"data", "errors", "export", "limits", "serving"},
+    "sampling": BASE | {"model", "palette"},
+    "savedmodel": BASE | {"model", "palette", "objectives", "data", "sampling"},
+    "training": BASE
+    | {"image_grid", "palette", "objectives", "data", "model", "sampling", "savedmodel"},
+    "evaluation": BASE
+    | {
+        "image_grid",
+        "palette",
+        "objectives",
+        "data",
+        "model",
+        "sampling",
+        "savedmodel",
+        "training",
+    },
+    "convert": BASE | {"palette", "model", "savedmodel"},
+    "serving": BASE | {"image_grid", "data", "sampling", "savedmodel"},
+    "playground": BASE | {"data", "sampling", "savedmodel", "serving"},
+    "report": BASE | {"savedmodel"},
+    "benchmark": BASE | {"palette", "objectives", "data", "model", "sampling", "training"},
+    "main": BASE | {"training"},
 }
-# Single files that may do more than their room.
-DOORS = {"training/train.py": {"export"}}
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -76,7 +69,7 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (".".join((*module, alias.name)) for alias in node.names)
 
 
-def _room_of(path: Path) -> str:
+def _package_of(path: Path) -> str:
     return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
 
 
@@ -133,16 +126,15 @@ def test_no_python_file_lies_in_gin():
     assert not list((ROOT / "gin").rglob("*.py"))
 
 
-def test_every_room_has_a_line_in_the_table():
-    assert {_room_of(path) for path in LIBRARY.rglob("*.py")} <= ROOMS.keys()
+def test_every_package_has_an_entry_in_the_import_table():
+    assert {_package_of(path) for path in LIBRARY.rglob("*.py")} <= ALLOWED.keys()
 
 
-def test_rooms_import_only_what_the_table_allows():
+def test_packages_import_only_what_the_table_allows():
     wrong = []
     for path, name in _library_imports():
-        room, (package, *inner) = _room_of(path), name.split(".")
-        allowed = ROOMS[room] | DOORS.get(str(path.relative_to(LIBRARY)), set()) | {room}
-        if package == "igpt_tf" and inner and inner[0] in ROOMS and inner[0] not in allowed:
+        package, (top, *inner) = _package_of(path), name.split(".")
+        if top == "igpt_tf" and inner and inner[0] not in ALLOWED[package] | {package}:
             wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong
 
@@ -152,13 +144,7 @@ def test_the_library_knows_neither_its_tools_nor_its_tests():
     assert not wrong
 
 
-def test_export_takes_only_the_description_of_the_data():
-    names = [name for path, name in _library_imports() if _room_of(path) == "export"]
-    from_data = {name for name in names if name.startswith("igpt_tf.data")}
-    assert {name for name in from_data if not name.endswith((".Source", "description"))} == set()
-
-
-def test_the_model_room_imports_keras_only_never_tensorflow():
+def test_the_model_package_imports_keras_only_never_tensorflow():
     files = list((LIBRARY / "model").rglob("*.py"))
     assert files
     assert set().union(*map(_outside, files)) <= {"keras", "gin"}
@@ -173,16 +159,16 @@ def test_every_direct_import_is_named_in_the_requirements():
 
 
 @pytest.mark.parametrize(
-    ("room", "optional"),
+    ("package", "optional"),
     [
         ("serving", {"grpc", "tensorflow_serving"}),
         ("benchmark", {"jax", "torch", "transformers"}),
     ],
 )
-def test_only_one_room_may_need_each_optional_package(room, optional):
+def test_only_one_package_imports_each_optional_dependency(package, optional):
     files = [*LIBRARY.rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
     users = {path.relative_to(ROOT).parts[1] for path in files if _outside(path) & optional}
-    assert users <= {room}
+    assert users <= {package}
 
 
 def test_every_requirement_has_a_lower_and_an_upper_bound():
@@ -217,11 +203,6 @@ def test_the_lock_also_pins_what_the_requirements_require():
 
 def test_the_lock_names_no_package_index():
     assert not re.search(r"^\s*-|://", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-
-
-def test_no_file_is_longer_than_350_lines():
-    lengths = {name: len(text.splitlines()) for name, text in _tracked_texts().items()}
-    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
 
 
 def test_no_tracked_text_mentions_a_path_of_the_authors_machines():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import Sampler, cache_bytes, complete, parts, peak_bytes, sample
@@ -113,7 +113,7 @@ def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(sampler, tokens):
 
 
 def test_many_images_are_painted_in_parts_and_stay_what_they_are(model, monkeypatch):
-    monkeypatch.setattr(cores, "count", lambda: 3)
+    monkeypatch.setattr(runtime, "num_cores", lambda: 3)
     sizes = (1, 8, 15, 16, 17, 24, 25, 32)
     assert [parts.count_parts(size, 3) for size in sizes] == [1, 1, 1, 2, 1, 3, 1, 2]
     sampler = Sampler(model, jit_compile=True)
@@ -218,7 +218,7 @@ def test_a_bfloat16_cache_paints_valid_tokens_and_keeps_what_is_given(model, tok
 
 
 def test_a_bfloat16_cache_holds_half_and_paints_nearly_alike(model, sampler):
-    config = model.config()
+    config = model.get_config()
     assert cache_bytes(config, 3) == 2 * 2 * 24 * LENGTH * 3 * 4
     assert cache_bytes(config, 3, "bfloat16") * 2 == cache_bytes(config, 3)
     assert peak_bytes(config, 3) > 2 * cache_bytes(config, 3)

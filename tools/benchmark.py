@@ -11,7 +11,7 @@ import os
 
 from absl import flags
 
-from igpt_tf import cores, program
+from igpt_tf import cli, runtime
 from igpt_tf.benchmark import parts
 from igpt_tf.errors import InputError
 
@@ -27,7 +27,7 @@ flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Of our side.
 
 def main() -> None:
     """Flags -> `measuring.run` -> a table and a JSON file."""
-    from igpt_tf import report
+    from igpt_tf import files
     from igpt_tf.benchmark import measuring, table
 
     values = flags.FLAGS
@@ -35,19 +35,19 @@ def main() -> None:
         if values[name].value is not None and values[name].value < 1:
             raise InputError(f"--{name} is at least 1. Received: {name}={values[name].value}")
     chosen = parts.chosen(values.parts, values.batch_size)
-    workdir = report.make_workdir(values.workdir)
+    workdir = files.make_workdir(values.workdir)
     result = measuring.run(
         chosen,
         repeats=values.repeats,
         precision=values.precision,
-        threads=values.threads or cores.count(),
+        threads=values.threads or runtime.num_cores(),
     )
     text = table.of(result["parts"], chosen)
-    report.write_json(os.path.join(workdir, "benchmark.json"), result)
+    files.write_json(os.path.join(workdir, "benchmark.json"), result)
     with open(os.path.join(workdir, "benchmark.txt"), "w", encoding="utf-8") as file:
         file.write(text + "\n")
     print(text)
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -11,10 +11,10 @@ import os
 
 from absl import flags
 
-from igpt_tf import program, report
+from igpt_tf import cli, files, runtime
 from igpt_tf.errors import InputError
-from igpt_tf.serving import summary
-from igpt_tf.serving.check import Check
+from igpt_tf.savedmodel import check_summary as summary
+from igpt_tf.savedmodel.check import Check
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where check_serving.json goes, if anywhere.")
@@ -22,13 +22,13 @@ flags.DEFINE_string("workdir", None, "Where check_serving.json goes, if anywhere
 
 def main() -> None:
     """Flags -> check -> table."""
-    program.require_flags("saved_model")
+    cli.require_flags("saved_model")
     workdir = flags.FLAGS.workdir
     if workdir:
-        report.make_workdir(workdir)
+        files.make_workdir(workdir)
     found = _check(flags.FLAGS.saved_model)
     if workdir:
-        report.write_json(os.path.join(workdir, "check_serving.json"), found)
+        files.write_json(os.path.join(workdir, "check_serving.json"), found)
     print(summary.of_check(found))
     if found["problems"]:
         raise InputError(summary.of_problems(found))
@@ -36,7 +36,7 @@ def main() -> None:
 
 def _check(path: str) -> dict:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with program.stderr_dropped():
+    with runtime.suppress_stderr():
         check = Check(path)
     try:
         return check.run()
@@ -45,4 +45,4 @@ def _check(path: str) -> dict:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from igpt_tf import program
+from igpt_tf import cli, runtime
 
 flags.DEFINE_string("workdir", "runs/digits", "Folder of the run; the same folder again resumes.")
 flags.DEFINE_string("gin_file", "gin/runs/digits_tiny_ar.gin", "The run.")
@@ -27,8 +27,8 @@ def main() -> None:
         folder = os.path.join(workdir, tool)
         # What it prints comes again in the summary; its progress shows on stderr.
         step(f"tools.{tool}", f"--saved_model={export}", f"--workdir={folder}", quiet=True)
-    program.import_tensorflow()
-    from igpt_tf.downstream import demo_summary
+    runtime.import_tensorflow()
+    from igpt_tf.evaluation import demo_summary
 
     print(demo_summary.of(workdir))
 
@@ -49,4 +49,4 @@ def step(module: str, *arguments: str, quiet: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

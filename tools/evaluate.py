@@ -11,7 +11,7 @@ import os
 import gin
 from absl import flags
 
-from igpt_tf import config, program, report
+from igpt_tf import cli, config, files, runtime
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where the numbers and the picture go.")
@@ -24,9 +24,9 @@ flags.DEFINE_integer("num_images", None, "Score the first so many only; without,
 
 @gin.configurable
 def evaluate(*, saved_model, workdir, split, tokens, num_images, source=None, batch_size=32):
-    """See `igpt_tf.downstream.evaluation`; `source` is built by gin."""
-    from igpt_tf.downstream import evaluation, plots, summary
-    from igpt_tf.export.load import SavedModel
+    """See `igpt_tf.evaluation.evaluation`; `source` is built by gin."""
+    from igpt_tf.evaluation import evaluation, plots, summary
+    from igpt_tf.savedmodel.load import SavedModel
 
     config.refuse_unread_bindings()
     result, surprise = evaluation.evaluate(
@@ -37,17 +37,17 @@ def evaluate(*, saved_model, workdir, split, tokens, num_images, source=None, ba
         num_images=num_images,
         batch_size=batch_size,
     )
-    report.write_json(os.path.join(workdir, "evaluate.json"), result)
+    files.write_json(os.path.join(workdir, "evaluate.json"), result)
     plots.surprise(os.path.join(workdir, "evaluate.png"), surprise, summary.title(result))
     print(summary.of_evaluation(result))
 
 
 def main() -> None:
     """Flags -> configuration -> `evaluate`."""
-    program.require_flags("saved_model", "workdir")
-    report.make_workdir(flags.FLAGS.workdir)
-    program.import_tensorflow()
-    import igpt_tf.downstream  # noqa: F401 - registers what gin may name
+    cli.require_flags("saved_model", "workdir")
+    files.make_workdir(flags.FLAGS.workdir)
+    runtime.import_tensorflow()
+    import igpt_tf.evaluation  # noqa: F401 - registers what gin may name
 
     config.parse_flags()
     names = ("saved_model", "workdir", "split", "tokens", "num_images")
@@ -55,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

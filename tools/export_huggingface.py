@@ -5,7 +5,7 @@ python -m tools.export_huggingface --saved_model=DIR/export/STEP --workdir=FOLDE
 
 from absl import flags
 
-from igpt_tf import program, report
+from igpt_tf import cli, files, runtime
 
 flags.DEFINE_string("saved_model", None, "A SavedModel of this repository.")
 flags.DEFINE_string("workdir", None, "The Hugging Face folder to write.")
@@ -13,12 +13,12 @@ flags.DEFINE_string("workdir", None, "The Hugging Face folder to write.")
 
 def main() -> None:
     """Loads, converts, writes."""
-    program.require_flags("saved_model", "workdir")
-    report.make_workdir(flags.FLAGS.workdir)
-    program.import_tensorflow()
+    cli.require_flags("saved_model", "workdir")
+    files.make_workdir(flags.FLAGS.workdir)
+    runtime.import_tensorflow()
 
     from igpt_tf.convert.huggingface_export import write_huggingface
-    from igpt_tf.export.load import load_model
+    from igpt_tf.savedmodel.load import load_model
 
     flag = flags.FLAGS
     model, palette, _ = load_model(flag.saved_model)
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -11,7 +11,8 @@ The same command again resumes the run.
 
 from absl import flags
 
-from igpt_tf import config, cores, exported, program
+from igpt_tf import cli, config, runtime
+from igpt_tf.savedmodel import metadata as exported
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
@@ -20,13 +21,13 @@ flags.DEFINE_bool("from_scratch", False, "Fresh weights in the model's shape, fo
 
 def main() -> None:
     """Flags -> configuration -> `finetune`."""
-    program.require_flags("saved_model", "workdir")
+    cli.require_flags("saved_model", "workdir")
     flag = flags.FLAGS
     saved_model = exported.find(flag.saved_model)
     data = exported.read_metadata(saved_model).get("data")
 
-    program.import_tensorflow()
-    from igpt_tf.downstream.finetune import finetune
+    runtime.import_tensorflow()
+    from igpt_tf.evaluation.finetune import finetune
 
     # As bindings, so that they are part of the configuration that a workdir belongs to.
     own = [
@@ -35,9 +36,9 @@ def main() -> None:
     ]
     config.parse(config.recipes("finetune", data, flag.gin_file), [*own, *flag.gin_param])
     if not config.bound("step_options.jit_compile"):  # XLA shares out its own work
-        cores.separate()
+        runtime.use_one_thread_per_op()
     finetune(workdir=flag.workdir)
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -5,7 +5,7 @@ python -m tools.import_huggingface --huggingface=FOLDER --workdir=DIR
 
 from absl import flags
 
-from igpt_tf import program
+from igpt_tf import cli, runtime
 
 flags.DEFINE_string("huggingface", None, "A folder that save_pretrained wrote.")
 flags.DEFINE_string("palette", None, "A palette instead of the folder's own, as .npy.")
@@ -17,8 +17,8 @@ STEP = 0
 
 def main() -> None:
     """Opens, checks, converts, writes."""
-    program.require_flags("huggingface", "workdir")
-    program.import_tensorflow()
+    cli.require_flags("huggingface", "workdir")
+    runtime.import_tensorflow()
 
     from igpt_tf.convert import inventory, publish
     from igpt_tf.convert.huggingface_import import HuggingFaceFolder
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -6,7 +6,7 @@ python -m tools.import_openai --checkpoint=DIR/model.ckpt-1000000 --palette=kmea
 
 from absl import flags
 
-from igpt_tf import program
+from igpt_tf import cli, runtime
 
 flags.DEFINE_string("checkpoint", None, "What the names of the checkpoint's files share.")
 flags.DEFINE_string("palette", None, "The palette it was trained with: kmeans_centers.npy.")
@@ -15,8 +15,8 @@ flags.DEFINE_string("workdir", None, "Where export/STEP goes.")
 
 def main() -> None:
     """Opens, checks, converts, writes."""
-    program.require_flags("checkpoint", "palette", "workdir")
-    program.import_tensorflow()
+    cli.require_flags("checkpoint", "palette", "workdir")
+    runtime.import_tensorflow()
 
     from igpt_tf.convert import inventory, publish
     from igpt_tf.convert.openai import OpenAICheckpoint
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -12,7 +12,7 @@ import os
 import gin
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import cli, config, runtime
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where the numbers, the picture and the features go.")
@@ -23,17 +23,17 @@ flags.DEFINE_integer("layers", 1, "Also probe so many layers side by side around
 def linear_probe(
     *, saved_model, workdir, layers, source=None, solver=None, num_train=None, batch_size=64, seed=0
 ):
-    """See `igpt_tf.downstream.linear_probe`; `source` and `solver` are built by gin."""
-    from igpt_tf import report
-    from igpt_tf.downstream import plots, summary
-    from igpt_tf.downstream.linear_probe import linear_probe as probe
-    from igpt_tf.downstream.probe import LBFGS
-    from igpt_tf.export.load import SavedModel
+    """See `igpt_tf.evaluation.linear_probe`; `source` and `solver` are built by gin."""
+    from igpt_tf import files
+    from igpt_tf.evaluation import plots, summary
+    from igpt_tf.evaluation.linear_probe import linear_probe as probe
+    from igpt_tf.evaluation.probe import LBFGS
+    from igpt_tf.savedmodel.load import SavedModel
 
     config.refuse_unread_bindings()
     result = probe(
         SavedModel(saved_model),
-        workdir=report.make_workdir(workdir),
+        workdir=files.make_workdir(workdir),
         source=source,
         solver=solver or LBFGS(),
         num_layers=layers,
@@ -41,16 +41,16 @@ def linear_probe(
         batch_size=batch_size,
         seed=seed,
     )
-    report.write_json(os.path.join(workdir, "linear_probe.json"), result)
+    files.write_json(os.path.join(workdir, "linear_probe.json"), result)
     plots.accuracy_by_layer(os.path.join(workdir, "linear_probe.png"), result)
     print(summary.of_linear_probe(result))
 
 
 def main() -> None:
     """Flags -> configuration -> `linear_probe`."""
-    program.require_flags("saved_model", "workdir")
-    program.import_tensorflow()
-    import igpt_tf.downstream  # noqa: F401 - registers what gin may name
+    cli.require_flags("saved_model", "workdir")
+    runtime.import_tensorflow()
+    import igpt_tf.evaluation  # noqa: F401 - registers what gin may name
 
     config.parse_flags()
     flag = flags.FLAGS
@@ -58,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -11,7 +11,7 @@ import os
 import gin
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import cli, config, runtime
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where the numbers, the picture and the features go.")
@@ -23,17 +23,17 @@ def low_data(
     *, saved_model, workdir, labels_per_class, source=None, solver=None, num_subsets=5,
     num_train=None, batch_size=64, seed=0,
 ):  # fmt: skip
-    """See `igpt_tf.downstream.low_data`; `source` and `solver` are built by gin."""
-    from igpt_tf import report
-    from igpt_tf.downstream import low_data as library
-    from igpt_tf.downstream import plots, summary
-    from igpt_tf.downstream.probe import LBFGS
-    from igpt_tf.export.load import SavedModel
+    """See `igpt_tf.evaluation.low_data`; `source` and `solver` are built by gin."""
+    from igpt_tf import files
+    from igpt_tf.evaluation import low_data as library
+    from igpt_tf.evaluation import plots, summary
+    from igpt_tf.evaluation.probe import LBFGS
+    from igpt_tf.savedmodel.load import SavedModel
 
     config.refuse_unread_bindings()
     result = library.low_data(
         SavedModel(saved_model),
-        workdir=report.make_workdir(workdir),
+        workdir=files.make_workdir(workdir),
         source=source,
         solver=solver or LBFGS(l2=library.STRENGTHS),
         labels_per_class=library.parse_counts(labels_per_class),
@@ -42,16 +42,16 @@ def low_data(
         batch_size=batch_size,
         seed=seed,
     )
-    report.write_json(os.path.join(workdir, "low_data.json"), result)
+    files.write_json(os.path.join(workdir, "low_data.json"), result)
     plots.low_data(os.path.join(workdir, "low_data.png"), result)
     print(summary.of_low_data(result))
 
 
 def main() -> None:
     """Flags -> configuration -> `low_data`."""
-    program.require_flags("saved_model", "workdir")
-    program.import_tensorflow()
-    import igpt_tf.downstream  # noqa: F401 - registers what gin may name
+    cli.require_flags("saved_model", "workdir")
+    runtime.import_tensorflow()
+    import igpt_tf.evaluation  # noqa: F401 - registers what gin may name
 
     config.parse_flags()
     names = ("saved_model", "workdir", "labels_per_class")
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

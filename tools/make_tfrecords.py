@@ -9,7 +9,7 @@ Started again after an interruption it goes on. Train on them with gin/datasets/
 import gin
 from absl import flags
 
-from igpt_tf import config, program
+from igpt_tf import cli, config, runtime
 from igpt_tf.errors import InputError
 
 flags.DEFINE_string("workdir", None, "Where the shards and index.json go.")
@@ -36,8 +36,8 @@ def make_tfrecords(*, workdir, images_per_shard, source=None):
 
 def main() -> None:
     """Flags -> configuration -> `make_tfrecords`."""
-    program.require_flags("workdir")
-    program.import_tensorflow()
+    cli.require_flags("workdir")
+    runtime.import_tensorflow()
     # Registers what gin may name: data set files speak to `train`.
     import igpt_tf.training.train  # noqa: F401
 
@@ -48,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""What a run file will take on a device: memory, batch, accumulation, time. Needs no data.
+"""What a run file will take on a device: memory, batch, gradient_accumulation_steps, time. Needs no data.
 
 python -m tools.plan --gin_file=gin/runs/imagenet32_l_ar.gin --memory_gb=80 [--flops=312e12]
 
@@ -12,7 +12,7 @@ import re
 import gin
 from absl import flags
 
-from igpt_tf import config, program, report
+from igpt_tf import cli, config, files, runtime
 from igpt_tf.errors import InputError
 
 flags.DEFINE_float("memory_gb", None, "Memory of a device in GB (10^9 bytes).", 0, 1e9)
@@ -44,7 +44,7 @@ def plan(
     precision="float32",
 ):
     """See `igpt_tf.training.plan`; the run's own part comes from what is bound to `train`."""
-    from igpt_tf.model import outline
+    from igpt_tf.model import abstract_model
     from igpt_tf.training import plan as planning
     from igpt_tf.training.running import set_precision
 
@@ -56,7 +56,7 @@ def plan(
         replicas=replicas,
     )
     result = planning.plan(
-        outline(lambda: build_model(image_size=image_size, causal=objective.causal)),
+        abstract_model(lambda: build_model(image_size=image_size, causal=objective.causal)),
         build_optimizer(num_steps=num_steps, steps_per_epoch=0),
         device,
         batch_size=batch_size,
@@ -64,7 +64,7 @@ def plan(
         precision=precision,
     )
     if workdir:
-        report.write_json(os.path.join(workdir, "plan.json"), result)
+        files.write_json(os.path.join(workdir, "plan.json"), result)
     print(planning.summary(result, flops_are_measured=flops is None))
 
 
@@ -104,10 +104,10 @@ def bound_image_size() -> tuple[int, int]:
 
 def main() -> None:
     """Flags -> configuration -> `plan`."""
-    program.require_flags("gin_file", "memory_gb")
+    cli.require_flags("gin_file", "memory_gb")
     if flags.FLAGS.workdir:
-        report.make_workdir(flags.FLAGS.workdir)
-    program.import_tensorflow()
+        files.make_workdir(flags.FLAGS.workdir)
+    runtime.import_tensorflow()
     import igpt_tf.training.train  # noqa: F401 - registers what a run file may name
 
     config.parse_flags()
@@ -125,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

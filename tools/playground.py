@@ -11,8 +11,9 @@ import socket
 
 from absl import flags
 
-from igpt_tf import exported, program
+from igpt_tf import cli, runtime
 from igpt_tf.errors import InputError
+from igpt_tf.savedmodel import metadata as exported
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 lets others in.")
@@ -27,9 +28,9 @@ def main() -> None:
     """Flags -> backend -> page, until interrupted."""
     flag = flags.FLAGS
     if not flag.server:
-        program.require_flags("saved_model")
+        cli.require_flags("saved_model")
     with _door() as door:  # first: it is no use to read a model if the port is taken
-        program.import_tensorflow()
+        runtime.import_tensorflow()
         server = _server(door)
         print(f"http://{_host()}:{server.port}/  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
@@ -83,4 +84,4 @@ def _backend():
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

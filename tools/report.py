@@ -9,8 +9,8 @@ folder or in sub-folders of that.
 
 from absl import flags
 
-from igpt_tf import program
-from igpt_tf.run_report import write_page
+from igpt_tf import cli
+from igpt_tf.report import write_page
 
 flags.DEFINE_string("workdir", None, "The folder of a run of igpt_tf.main or tools.finetune.")
 flags.DEFINE_multi_string("include", [], "More folders with results of tools; may be repeated.")
@@ -18,9 +18,9 @@ flags.DEFINE_multi_string("include", [], "More folders with results of tools; ma
 
 def main() -> None:
     """Flags -> the page."""
-    program.require_flags("workdir")
+    cli.require_flags("workdir")
     print(write_page(flags.FLAGS.workdir, flags.FLAGS.include))
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -10,7 +10,7 @@ held-out images of the model's own data set unless --images names others.
 import gin
 from absl import flags
 
-from igpt_tf import config, cores, program
+from igpt_tf import cli, config, runtime
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Where the pictures go.")
@@ -32,8 +32,8 @@ _CHOICE = ("temperature", "top_k", "top_p")
 
 @gin.configurable
 def sample(*, saved_model, workdir, complete, choice, common, source=None):
-    """See `igpt_tf.downstream.gallery`; `source` is built by gin."""
-    from igpt_tf.downstream import gallery, painting
+    """See `igpt_tf.evaluation.gallery`; `source` is built by gin."""
+    from igpt_tf.evaluation import gallery, painting
 
     config.refuse_unread_bindings()
     arguments = {**common, "choice": painting.Choice(**choice)}
@@ -46,11 +46,11 @@ def sample(*, saved_model, workdir, complete, choice, common, source=None):
 
 def main() -> None:
     """Flags -> configuration -> `sample`."""
-    program.require_flags("saved_model", "workdir")
-    program.import_tensorflow()
+    cli.require_flags("saved_model", "workdir")
+    runtime.import_tensorflow()
     if not flags.FLAGS.jit_compile:  # XLA shares out its own work
-        cores.separate()
-    import igpt_tf.downstream  # noqa: F401 - registers what gin may name
+        runtime.use_one_thread_per_op()
+    import igpt_tf.evaluation  # noqa: F401 - registers what gin may name
 
     config.parse_flags()
     flag = flags.FLAGS
@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

@@ -8,7 +8,7 @@ How to start a server: docs/serving.md. gRPC needs `pip install -r requirements-
 
 from absl import flags
 
-from igpt_tf import program, report
+from igpt_tf import cli, files, runtime
 from igpt_tf.serving import asking
 from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.client import Client
@@ -41,9 +41,9 @@ _ARGUMENTS = {
 
 def main() -> None:
     """Flags -> one question -> files."""
-    program.require_flags("ask", "workdir")
+    cli.require_flags("ask", "workdir")
     flag = flags.FLAGS
-    workdir = report.make_workdir(flag.workdir)
+    workdir = files.make_workdir(flag.workdir)
     client = Client(_transport(), flag.batch_size)
     arguments = {name: flag[name].value for name in _ARGUMENTS[flag.ask]}
     print(asking.QUESTIONS[flag.ask](client, workdir, **arguments))
@@ -54,7 +54,7 @@ def _transport():
     server = flag.server or ("localhost:8500" if flag.grpc else "localhost:8501")
     address = Address(server, flag.model, flag.model_version, flag.timeout)
     if flag.grpc:
-        program.import_tensorflow()
+        runtime.import_tensorflow()
         from igpt_tf.serving.over_grpc import Grpc
 
         return Grpc(address)
@@ -64,4 +64,4 @@ def _transport():
 
 
 if __name__ == "__main__":
-    program.run(main)
+    cli.run(main)

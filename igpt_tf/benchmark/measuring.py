@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.benchmark import turns
 from igpt_tf.benchmark.parts import Part
 
@@ -58,7 +58,7 @@ def machine() -> dict:
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu(),
-        "cores": cores.count(),
+        "cores": runtime.num_cores(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),

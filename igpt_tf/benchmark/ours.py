@@ -13,7 +13,7 @@ import time
 import keras
 import numpy as np
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.benchmark.shapes import VOCABULARY_SIZE
 from igpt_tf.benchmark.worker import Order
 from igpt_tf.model import ImageGPT
@@ -92,7 +92,7 @@ def startup(order: Order):
     def turn():
         folder = tempfile.mkdtemp()
         command = [sys.executable, "-m", "igpt_tf.main", "--gin_file=gin/runs/digits_tiny_ar.gin"]
-        command += [f"--workdir={folder}", "--gin_param=cadence.log_every=1"]
+        command += [f"--workdir={folder}", "--gin_param=intervals.log_every=1"]
         with open(os.devnull, "w", encoding="ascii") as nowhere:
             process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
         try:
@@ -127,7 +127,7 @@ def _set_up(order: Order, separate: bool = False) -> None:
 
         tf.config.threading.set_intra_op_parallelism_threads(order.threads)
         if separate:
-            cores.separate()
+            runtime.use_one_thread_per_op()
 
 
 def build(order: Order, separate: bool = False) -> ImageGPT:
@@ -140,7 +140,7 @@ def build(order: Order, separate: bool = False) -> ImageGPT:
         num_layers=shape.num_layers,
         hidden_dim=shape.hidden_dim,
         num_heads=shape.num_heads,
-        recompute=order.rival == "ours_recompute",
+        remat=order.rival == "ours_recompute",
     )
 
 

@@ -1,7 +1,7 @@
 """The benchmark's numbers as text."""
 
 from igpt_tf.benchmark.parts import Part
-from igpt_tf.report import table
+from igpt_tf.formatting import table
 
 _HEADER = (
     "part",

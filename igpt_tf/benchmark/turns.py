@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.benchmark.parts import Part
 from igpt_tf.benchmark.worker import Order
 from igpt_tf.errors import InputError
@@ -83,7 +83,9 @@ def measure(part: Part, *, repeats: int, precision: str, threads: int) -> dict:
     orders = [
         Order(name, part.task, part.shape, part.units, precision, threads) for name in part.rivals
     ]
-    sittings = [_sitting(orders, rounds) for rounds in cores.like_parts(repeats, part.sittings)]
+    sittings = [
+        _sitting(orders, rounds) for rounds in runtime.near_equal_sizes(repeats, part.sittings)
+    ]
     return {
         order.rival: _numbers(part, [sitting[order.rival] for sitting in sittings])
         for order in orders

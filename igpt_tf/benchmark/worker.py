@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from igpt_tf import program
+from igpt_tf import runtime
 from igpt_tf.benchmark.shapes import Shape
 
 _MODULES = {
@@ -90,7 +90,7 @@ def serve(order: Order, answers) -> None:
     start = time.perf_counter()
     try:
         if _uses_tensorflow(order):
-            program.import_tensorflow()  # with what every program of ours sets
+            runtime.import_tensorflow()  # with what every program of ours sets
         module = importlib.import_module(f"igpt_tf.benchmark.{_MODULES[order.rival]}")
         turn = getattr(module, order.task)(order)
     except ImportError as error:

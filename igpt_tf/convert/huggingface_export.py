@@ -8,9 +8,9 @@ from safetensors.numpy import save_file
 
 from igpt_tf.convert import huggingface_layout as layout
 from igpt_tf.errors import InputError
+from igpt_tf.files import make_workdir
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
-from igpt_tf.report import make_workdir
 
 
 def write_huggingface(model: ImageGPT, palette: Palette, folder: str) -> None:
@@ -46,7 +46,7 @@ def _tensors(model: ImageGPT) -> dict[str, np.ndarray]:
     tensors = {name: np.asarray(variable) for name, variable in layout.variables(model)}
     rows = [np.asarray(model.token_embedding), np.asarray(model.sos)[None]]
     tensors[layout.TOKEN_EMBEDDING] = np.concatenate(rows)
-    shapes = layout.shapes(model.config())
+    shapes = layout.shapes(model.get_config())
     zeros = {n: np.zeros(s, "float32") for n, s in shapes.items() if layout.is_bias(n)}
     return tensors | zeros
 

@@ -2,12 +2,12 @@
 
 import os
 
-from igpt_tf import export
 from igpt_tf.convert import inventory
 from igpt_tf.errors import InputError
+from igpt_tf.files import make_workdir, write_json
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
-from igpt_tf.report import make_workdir, write_json
+from igpt_tf.savedmodel.write import write_pretrained
 
 # What the published BERT models were trained with (paper, section 4.7).
 _MASK_PROBABILITY = 0.15
@@ -49,7 +49,7 @@ def publish(
     """
     inventory.check_palette(len(palette), model.vocabulary_size)
     path = destination(workdir, step)
-    export.write(
+    write_pretrained(
         model,
         palette,
         path,
@@ -63,7 +63,7 @@ def publish(
     report = {
         "saved_model": path,
         "source": source,
-        "model": model.config(),
+        "model": model.get_config(),
         "num_parameters": model.count_params(),
         "palette": palette.fingerprint,
         "ignored": list(ignored),

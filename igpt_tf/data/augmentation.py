@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import gin
 import tensorflow as tf
 
-from igpt_tf.data.randomness import row_integers
+from igpt_tf.data.stateless_random import row_integers
 from igpt_tf.errors import InputError
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from igpt_tf.data import decoding
 from igpt_tf.data import images as one_image
-from igpt_tf.data.randomness import row_uniform
+from igpt_tf.data.stateless_random import row_uniform
 from igpt_tf.errors import InputError
 
 CROPS = ("center", "random")

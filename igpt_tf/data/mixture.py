@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import tensorflow as tf
 
-from igpt_tf.data.randomness import epoch_order
 from igpt_tf.data.sources import Examples, Source, register, source_from_description
+from igpt_tf.data.stateless_random import epoch_order
 from igpt_tf.errors import InputError
 
 _MOST_SHARES = 10**6  # positions times shares must stay below 2**63

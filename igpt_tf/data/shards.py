@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from igpt_tf.data.sources import Examples, Source
 from igpt_tf.errors import InputError
-from igpt_tf.report import write_json
+from igpt_tf.files import write_json
 
 INDEX = "index.json"
 _UNFINISHED = "unfinished.json"

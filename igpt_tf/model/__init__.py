@@ -1,6 +1,6 @@
 """The network: attention, block, `ImageGPT`. Keras only, so it runs on every Keras backend."""
 
 from igpt_tf.model.classifier import Classifier
-from igpt_tf.model.image_gpt import ImageGPT, build_model, count_parameters, outline
+from igpt_tf.model.image_gpt import ImageGPT, abstract_model, build_model, count_parameters
 
-__all__ = ["Classifier", "ImageGPT", "build_model", "count_parameters", "outline"]
+__all__ = ["Classifier", "ImageGPT", "build_model", "count_parameters", "abstract_model"]

@@ -28,7 +28,7 @@ class ImageGPT(keras.Model):
         hidden_dim: Width D, a multiple of `num_heads`.
         num_heads: Attention heads per block.
         causal: True for autoregressive models, False for masked ones.
-        recompute: Whether the backward pass computes each block again instead of keeping its
+        remat: Whether the backward pass computes each block again instead of keeping its
             activations: a quarter more time, a fraction of the memory, the same gradients.
 
     Raises:
@@ -46,7 +46,7 @@ class ImageGPT(keras.Model):
         hidden_dim: int,
         num_heads: int,
         causal: bool = True,
-        recompute: bool = False,
+        remat: bool = False,
         name: str = "image_gpt",  # constant: checkpoints name the optimizer's slots after it
     ):
         super().__init__(name=name)
@@ -58,7 +58,7 @@ class ImageGPT(keras.Model):
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
         self.causal = causal
-        self.recompute = recompute
+        self.remat = remat
         self.blocks = [
             Block(num_heads, num_layers, causal, name=f"block_{i}") for i in range(num_layers)
         ]
@@ -124,7 +124,7 @@ class ImageGPT(keras.Model):
     def run_block(self, block, h):
         """float[B,T,D] -> float[B,T,D]; a trainer may put its backend's own way in this place."""
         # A closure of positional arguments, the one form that keeps its gradients everywhere.
-        return keras.remat(lambda h: block(h))(h) if self.recompute else block(h)
+        return keras.remat(lambda h: block(h))(h) if self.remat else block(h)
 
     def logits(self, h):
         """float[B,T,D] before the final norm -> float32[B,T,V], whatever the compute dtype."""
@@ -157,8 +157,8 @@ class ImageGPT(keras.Model):
         ]
         return ops.stack(means, axis=1)
 
-    def config(self) -> dict:
-        """The constructor's arguments; `ImageGPT(**model.config())` has the same shapes."""
+    def get_config(self) -> dict:
+        """The constructor's arguments; `ImageGPT(**model.get_config())` has the same shapes."""
         return {
             "image_size": list(self.image_size),
             "vocabulary_size": self.vocabulary_size,
@@ -193,7 +193,7 @@ def build_model(
     hidden_dim: int,
     num_heads: int,
     vocabulary_size: int,
-    recompute: bool = False,
+    remat: bool = False,
 ) -> ImageGPT:
     """An `ImageGPT`; sizes from gin, `image_size` from the data and `causal` from the objective."""
     return ImageGPT(
@@ -203,11 +203,11 @@ def build_model(
         hidden_dim=hidden_dim,
         num_heads=num_heads,
         causal=causal,
-        recompute=recompute,
+        remat=remat,
     )
 
 
-def outline(build: Callable[[], ImageGPT]) -> ImageGPT:
+def abstract_model(build: Callable[[], ImageGPT]) -> ImageGPT:
     """The model that `build()` returns with shapes but without storage, however large it is."""
     with keras.StatelessScope(initialize_variables=False):
         return build()
@@ -215,4 +215,4 @@ def outline(build: Callable[[], ImageGPT]) -> ImageGPT:
 
 def count_parameters(build: Callable[[], ImageGPT]) -> int:
     """Number of weights of the model that `build()` returns, without allocating them."""
-    return sum(math.prod(variable.shape) for variable in outline(build).weights)
+    return sum(math.prod(variable.shape) for variable in abstract_model(build).weights)

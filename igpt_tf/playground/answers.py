@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import MOST_BYTES
 from igpt_tf.playground.backends import Backend
 from igpt_tf.playground.door import MOST_COMPLETIONS, Wish
+from igpt_tf.sampling.params import MOST_BYTES
 
 _NUM_ROUNDS = 8
 

@@ -7,9 +7,9 @@ import flask
 from werkzeug.exceptions import BadRequest, HTTPException
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import MOST_BYTES
 from igpt_tf.playground import answers, door
 from igpt_tf.playground.backends import Backend
+from igpt_tf.sampling.params import MOST_BYTES
 
 _PAGE = os.path.join(os.path.dirname(__file__), "page")
 _POLICY = "default-src 'self'; img-src 'self' data:"

@@ -39,7 +39,7 @@ class Local:
     """
 
     def __init__(self, path: str):
-        from igpt_tf.export.load import SavedModel  # with all of TensorFlow behind it
+        from igpt_tf.savedmodel.load import SavedModel  # with all of TensorFlow behind it
 
         self._model, self._lock = SavedModel(path), threading.Lock()
         self.where, self.metadata = self._model.path, self._model.metadata

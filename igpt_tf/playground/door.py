@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import check, check_given
+from igpt_tf.sampling.params import check, check_given
 from igpt_tf.serving import files
 
 MOST_COMPLETIONS = 16

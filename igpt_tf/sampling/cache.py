@@ -57,7 +57,7 @@ def cache_bytes(config: dict, num_images: int, dtype: str = "float32") -> int:
     """Memory of the keys and values of `num_images` images once they are painted.
 
     Args:
-        config: `ImageGPT.config()`, or the same from a SavedModel's metadata.
+        config: `ImageGPT.get_config()`, or the same from a SavedModel's metadata.
         num_images: B.
         dtype: Of the cache.
     """

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from igpt_tf import cores
+from igpt_tf import runtime
 
 _FEWEST_IMAGES = 8  # in a part: each reads all weights for every pixel
 
 
 def count_parts(num_images: int, most: int) -> int:
     """Into how many equal parts: `most` at most, and one where there is a GPU or TPU."""
-    if cores.has_accelerator():
+    if runtime.has_accelerator():
         return 1
-    return cores.equal_parts(num_images, min(most, num_images // _FEWEST_IMAGES))
+    return runtime.largest_divisor(num_images, min(most, num_images // _FEWEST_IMAGES))
 
 
 def paint_in_parts(paint: Callable[[slice], np.ndarray], images: range, most: int) -> np.ndarray:

@@ -5,11 +5,11 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.errors import InputError
-from igpt_tf.limits import check, check_given
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import painting, panels
+from igpt_tf.sampling.params import check, check_given
 from igpt_tf.sampling.parts import count_parts, paint_in_parts
 
 
@@ -17,7 +17,7 @@ class Sampler:
     """Paints with a model whose weights may go on changing.
 
     A method compiles at its first call; with `jit_compile`, anew for each number of images. On CPUs
-    many images are painted in parts, a core each, by XLA or after `cores.separate`.
+    many images are painted in parts, a core each, by XLA or after `runtime.use_one_thread_per_op`.
 
     Args:
         model: An `ImageGPT`.
@@ -27,8 +27,8 @@ class Sampler:
 
     def __init__(self, model: ImageGPT, *, jit_compile: bool = False, cache_dtype=None):
         self.model = model
-        self._cuts_panels = jit_compile and not cores.has_accelerator()
-        self._most_parts = cores.count() if jit_compile else cores.at_once()
+        self._cuts_panels = jit_compile and not runtime.has_accelerator()
+        self._most_parts = runtime.num_cores() if jit_compile else runtime.num_parallel_ops()
         compiled = functools.partial(
             tf.function,
             autograph=False,

@@ -4,35 +4,35 @@ import os
 
 import numpy as np
 
-from igpt_tf import report
-from igpt_tf.limits import given_pixels, later_seed
-from igpt_tf.pictures import enlarge, grid, write_png
-from igpt_tf.serving import files
+from igpt_tf import files, formatting
+from igpt_tf.image_grid import enlarge, grid, write_png
+from igpt_tf.sampling.params import given_pixels, later_seed
+from igpt_tf.serving import files as image_files
 from igpt_tf.serving.client import Client
 
 
 def features(client: Client, workdir: str, *, images: list[str]) -> str:
     """features.json: of each file, L+1 rows of D numbers."""
-    paths = files.find(images)
-    found = client.features([files.read(path) for path in paths])["features"]
+    paths = image_files.find(images)
+    found = client.features([image_files.read(path) for path in paths])["features"]
     _write(workdir, "features", {"files": paths, "features": found})
     return f"{len(paths)} files, {found.shape[1]} layers of {found.shape[2]} features"
 
 
 def classify(client: Client, workdir: str, *, images: list[str]) -> str:
     """classify.json: of each file, its class and the probabilities of all."""
-    paths = files.find(images)
-    answer = client.classify([files.read(path) for path in paths])
+    paths = image_files.find(images)
+    answer = client.classify([image_files.read(path) for path in paths])
     _write(workdir, "classify", {"files": paths, **answer})
     best = answer["probabilities"].max(axis=1)
     rows = zip(paths, answer["labels"], (f"{share:.3f}" for share in best), strict=True)
-    return report.table(("file", "class", "probability"), list(rows))
+    return formatting.table(("file", "class", "probability"), list(rows))
 
 
 def score(client: Client, workdir: str, *, images: list[str]) -> str:
     """score.json, and score.png: the files above their surprise, white where it is highest."""
-    paths = files.find(images)
-    pixels = files.pixels(paths, client.image_size)
+    paths = image_files.find(images)
+    pixels = image_files.pixels(paths, client.image_size)
     answer = client.score(pixels)
     _write(workdir, "score", {"files": paths, **answer})
     surprise = answer["surprise"]
@@ -40,7 +40,7 @@ def score(client: Client, workdir: str, *, images: list[str]) -> str:
     both = np.concatenate([pixels, np.repeat(maps[..., None], 3, axis=-1)])
     write_png(os.path.join(workdir, "score.png"), grid(both, columns=len(paths)))
     nats = (f"{value:.4f}" for value in answer["nats_per_token"])
-    return report.table(("file", "nats/token"), list(zip(paths, nats, strict=True)))
+    return formatting.table(("file", "nats/token"), list(zip(paths, nats, strict=True)))
 
 
 def sample(client: Client, workdir: str, *, num_images: int, **choice) -> str:
@@ -54,9 +54,9 @@ def sample(client: Client, workdir: str, *, num_images: int, **choice) -> str:
 
 def complete(client: Client, workdir: str, *, images: list[str], num_given: str, **choice) -> str:
     """complete.json, each completion, and complete.png: the files above their completions."""
-    paths = files.find(images)
+    paths = image_files.find(images)
     given = given_pixels(num_given, client.image_size)
-    pixels = files.pixels(paths, client.image_size)
+    pixels = image_files.pixels(paths, client.image_size)
     answer = client.complete(pixels, given, **choice)
     about = {**choice, "files": paths, "num_given": given}
     _write(workdir, "complete", {**about, "tokens": answer["tokens"]})
@@ -72,7 +72,7 @@ QUESTIONS = {
 
 
 def _write(workdir: str, name: str, answer: dict) -> None:
-    report.write_json(os.path.join(workdir, f"{name}.json"), answer)
+    files.write_json(os.path.join(workdir, f"{name}.json"), answer)
 
 
 def _write_each(workdir: str, name: str, images: np.ndarray, seed: int) -> None:

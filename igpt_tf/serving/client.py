@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.limits import check, check_given, later_seed
-from igpt_tf.serving.session import Signature
+from igpt_tf.sampling.params import check, check_given, later_seed
+from igpt_tf.savedmodel.session import Signature
 
 _MOST = 2**31 - 1  # of an int32
 

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from igpt_tf import program
+from igpt_tf import runtime
 from igpt_tf.errors import InputError
-from igpt_tf.limits import MOST_BYTES, MOST_IMAGES, MOST_PIXELS
+from igpt_tf.sampling.params import MOST_BYTES, MOST_IMAGES, MOST_PIXELS
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -70,7 +70,7 @@ def check(content: bytes, path: str) -> None:
 
 def pixels(paths: list[str], image_size: tuple[int, int]) -> np.ndarray:
     """uint8[N,H,W,3]: the files shrunk and cropped as for training. Raises: InputError."""
-    program.import_tensorflow()  # which the data room brings with it, otherwise with notices
+    runtime.import_tensorflow()  # which the data room brings with it, otherwise with notices
     from igpt_tf.data.images import decode
 
     return np.stack([decode(read(path), path, image_size) for path in paths])

@@ -3,9 +3,9 @@
 import numpy as np
 
 from igpt_tf.errors import InputError, one_line
+from igpt_tf.savedmodel.protos import SignatureDefMap
+from igpt_tf.savedmodel.session import Signature, signatures_of
 from igpt_tf.serving.addresses import Address
-from igpt_tf.serving.protos import SignatureDefMap
-from igpt_tf.serving.session import Signature, signatures_of
 
 _UNLIMITED = -1  # gRPC's own limit of an answer is 4 MiB: three hundred surprise maps
 

@@ -13,8 +13,8 @@ import urllib.request
 import numpy as np
 
 from igpt_tf.errors import InputError, one_line
+from igpt_tf.savedmodel.session import Signature, TensorInfo
 from igpt_tf.serving.addresses import Address
-from igpt_tf.serving.session import Signature, TensorInfo
 
 # TensorFlow's names of types that are not NumPy's with DT_ in front.
 _NAMES = {"DT_FLOAT": "float32", "DT_STRING": "string"}

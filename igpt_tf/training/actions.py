@@ -13,8 +13,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from igpt_tf.errors import InputError
+from igpt_tf.image_grid import grid, write_png
 from igpt_tf.palette import Palette
-from igpt_tf.pictures import grid, write_png
 from igpt_tf.sampling import Sampler
 from igpt_tf.training import strategies
 from igpt_tf.training.checkpoints import Checkpoints
@@ -23,16 +23,16 @@ from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
 
 
-@gin.register("cadence")
+@gin.register("intervals")
 @dataclasses.dataclass(frozen=True)
-class Cadence:
+class Intervals:
     """How often a run does what, in optimizer steps; 0 is never.
 
     Attributes:
         log_every: Period of the training loss.
         evaluate_every: Period of the held-out loss.
         checkpoint_every: Period of the checkpoints.
-        draw_every: Period of the pictures.
+        sample_every: Period of the pictures.
         probe_every: Period of the online probe of pretraining; no probe where there are no labels.
         keep_checkpoints: How many of the newest checkpoints stay.
         num_heldout_images: Size of the fixed subset that evaluations use; None for all.
@@ -44,33 +44,33 @@ class Cadence:
     log_every: int = 50
     evaluate_every: int = 500
     checkpoint_every: int = 500
-    draw_every: int = 0
+    sample_every: int = 0
     probe_every: int = 0
     keep_checkpoints: int = 3
     num_heldout_images: int | None = None
     num_probe_images: int = 1000
     profile_steps: tuple[int, int] | None = None
 
-    def check(self, num_steps: int, steps_per_call: int) -> None:
+    def check(self, num_steps: int, steps_per_execution: int) -> None:
         """Raises: InputError unless every period falls between two calls of the step."""
         periods = {
             "train.num_steps": num_steps,
-            "cadence.log_every": self.log_every,
-            "cadence.evaluate_every": self.evaluate_every,
-            "cadence.checkpoint_every": self.checkpoint_every,
-            "cadence.draw_every": self.draw_every,
-            "cadence.probe_every": self.probe_every,
+            "intervals.log_every": self.log_every,
+            "intervals.evaluate_every": self.evaluate_every,
+            "intervals.checkpoint_every": self.checkpoint_every,
+            "intervals.sample_every": self.sample_every,
+            "intervals.probe_every": self.probe_every,
         }
         if self.num_probe_images < 2:
             raise InputError(
                 "the online probe needs images. "
-                f"Received: cadence.num_probe_images={self.num_probe_images}"
+                f"Received: intervals.num_probe_images={self.num_probe_images}"
             )
         for name, steps in periods.items():
-            if steps_per_call < 1 or steps % steps_per_call:
+            if steps_per_execution < 1 or steps % steps_per_execution:
                 raise InputError(
-                    f"{name} must be a multiple of step_options.steps_per_call. "
-                    f"Received: {name}={steps}, steps_per_call={steps_per_call}"
+                    f"{name} must be a multiple of step_options.steps_per_execution. "
+                    f"Received: {name}={steps}, steps_per_execution={steps_per_execution}"
                 )
 
 
@@ -99,8 +99,8 @@ class Report:
         measure: str,
     ):
         self._summaries = summaries
-        self._steps_per_call = trainer.steps_per_call
-        self._images_per_call = trainer.batch_size * trainer.steps_per_call
+        self._steps_per_call = trainer.steps_per_execution
+        self._images_per_call = trainer.batch_size * trainer.steps_per_execution
         self._tokens_per_image = math.prod(trainer.model.image_size)
         self._measure = measure
         self._finite_step = first_step

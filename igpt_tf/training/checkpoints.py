@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from igpt_tf import program
+from igpt_tf import runtime
 from igpt_tf.errors import InputError
 from igpt_tf.training.workdir import naming_a_damaged_file
 
@@ -167,7 +167,7 @@ def _check_list(directory: str) -> None:
     if not os.path.exists(path):
         return
     mend = "remove it and start again: the checkpoints are found by their names"
-    with naming_a_damaged_file(path, mend), program.stderr_dropped():
+    with naming_a_damaged_file(path, mend), runtime.suppress_stderr():
         if tf.train.get_checkpoint_state(directory) is None:
             raise ValueError("not a list of checkpoints")
 

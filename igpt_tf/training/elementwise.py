@@ -9,7 +9,7 @@ import functools
 
 import tensorflow as tf
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.model import ImageGPT
 from igpt_tf.model.fusion import fusing
 
@@ -19,8 +19,8 @@ def worthwhile(model: ImageGPT) -> bool:
 
     XLA has slow conversions of bfloat16 on CPUs, and its compiler takes about 50 MB.
     """
-    plain = not cores.has_accelerator() and model.compute_dtype == "float32"
-    return plain and not model.recompute and _xla_works()
+    plain = not runtime.has_accelerator() and model.compute_dtype == "float32"
+    return plain and not model.remat and _xla_works()
 
 
 def in_loops() -> contextlib.AbstractContextManager:

@@ -53,4 +53,4 @@ def _with_weights(model) -> Callable:
             return first(h)
 
     # Here the weights have to be arguments, or their gradients are lost.
-    return keras.remat(run) if model.recompute else run
+    return keras.remat(run) if model.remat else run

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.data import Source
-from igpt_tf.training.feeding import subset
+from igpt_tf.data.input_pipeline import subset
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ class OnlineProbe:
         # The last batch is filled up: another shape would be traced, or compiled, once more.
         padded = np.pad(tokens, ((0, -len(tokens) % _BATCH_SIZE), (0, 0)))
         batches = np.split(padded, len(padded) // _BATCH_SIZE)
-        with ThreadPoolExecutor(cores.at_once()) as threads:
+        with ThreadPoolExecutor(runtime.num_parallel_ops()) as threads:
             features = list(threads.map(self._batch_features, batches))
         return np.concatenate(features)[: len(tokens)].swapaxes(0, 1)
 

@@ -15,7 +15,7 @@ import time
 
 import keras
 
-from igpt_tf import report
+from igpt_tf import formatting
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 
@@ -82,7 +82,7 @@ def plan(
     """Plans a run.
 
     Args:
-        model: An `outline` will do.
+        model: An `abstract_model` will do.
         optimizer: Unbuilt.
         device: Where it is to go.
         batch_size: Global batch size in images.
@@ -91,7 +91,7 @@ def plan(
 
     Returns:
         JSON-able. Bytes and seconds; "kept" and "recomputed" tell a run that keeps its activations
-        from one that recomputes them (`build_model.recompute`). `accumulation` is None where the
+        from one that recomputes them (`build_model.remat`). `accumulation` is None where the
         memory does not suffice for one image.
 
     Raises:
@@ -118,16 +118,16 @@ def plan(
     }
 
 
-def _way(model, weights, device, batch_size, num_steps, precision, recompute) -> dict:
-    image = activation_bytes(model, precision, recompute)
+def _way(model, weights, device, batch_size, num_steps, precision, remat) -> dict:
+    image = activation_bytes(model, precision, remat)
     room = device.memory * (1 - RESERVE) - sum(weights.values())
     share = batch_size // device.replicas
-    flops = batch_size * image_flops(model, recompute)
+    flops = batch_size * image_flops(model, remat)
     seconds = flops / (device.flops * device.utilisation * device.replicas)
     return {
         "activation_bytes_an_image": image,
         "largest_batch": max(0, int(room // image)) * device.replicas,
-        "accumulation": _accumulation(share, image, room, weights["gradients"]),
+        "gradient_accumulation_steps": _accumulation(share, image, room, weights["gradients"]),
         "flops_a_step": flops,
         "seconds_a_step": seconds,
         "seconds": seconds * num_steps,
@@ -155,7 +155,7 @@ def fixed_bytes(model: ImageGPT, optimizer: keras.optimizers.Optimizer, precisio
     }
 
 
-def activation_bytes(model: ImageGPT, precision: str, recompute: bool) -> float:
+def activation_bytes(model: ImageGPT, precision: str, remat: bool) -> float:
     """Bytes an image at the height of a step."""
     size = 2 if precision == "mixed_bfloat16" else 4
     position = model.sequence_length * model.hidden_dim * size
@@ -163,13 +163,13 @@ def activation_bytes(model: ImageGPT, precision: str, recompute: bool) -> float:
     logits = 4 * model.sequence_length * model.vocabulary_size
     block = position * sum(KEPT.values())
     kept = block * model.num_layers
-    if recompute:
+    if remat:
         kept = position * sum(RECOMPUTED.values()) * model.num_layers + block
     heads = position * WORKING_HEADS + squares * WORKING_SQUARES
     return kept + max(position * WORKING_MLP, heads, logits * WORKING_LOGITS)
 
 
-def image_flops(model: ImageGPT, recompute: bool) -> float:
+def image_flops(model: ImageGPT, remat: bool) -> float:
     """Floating-point operations of one image's forward and backward pass.
 
     A multiplication and an addition are two; the backward pass takes twice the forward pass,
@@ -181,7 +181,7 @@ def image_flops(model: ImageGPT, recompute: bool) -> float:
     attention = 2 * 2 * dim * _visible_pairs(model)
     blocks = model.num_layers * (matrices + attention)
     logits = 2 * length * dim * model.vocabulary_size
-    return 3 * (blocks + logits) + (blocks if recompute else 0)
+    return 3 * (blocks + logits) + (blocks if remat else 0)
 
 
 def measured_flops(precision: str = "float32") -> float:
@@ -225,7 +225,7 @@ def summary(result: dict, *, flops_are_measured: bool) -> str:
         ["largest batch that fits", *(f"{way['largest_batch']:,}" for way in ways)],
         [
             f"accumulation for a batch of {batch_size:,}",
-            *(way["accumulation"] or "does not fit" for way in ways),
+            *(way["gradient_accumulation_steps"] or "does not fit" for way in ways),
         ],
         ["FLOPs a step", *(f"{way['flops_a_step']:.3g}" for way in ways)],
         ["a step", *(_duration(way["seconds_a_step"]) for way in ways)],
@@ -233,11 +233,11 @@ def summary(result: dict, *, flops_are_measured: bool) -> str:
     ]
     return (
         f"{result['parameters']:,} parameters, {result['precision']}\n"
-        + report.table(["", "activations kept", "recomputed"], rows)
+        + formatting.table(["", "activations kept", "recomputed"], rows)
         + f"\nassumed: {device['replicas']} x {device['memory'] / 1e9:g} GB of which "
-        f"{report.percent(RESERVE)} are left to the runtime; "
+        f"{formatting.percent(RESERVE)} are left to the runtime; "
         f"{'measured' if flops_are_measured else 'given'} {device['flops']:.3g} FLOP/s each, "
-        f"{report.percent(device['utilisation'])} of it reached"
+        f"{formatting.percent(device['utilisation'])} of it reached"
     )
 
 

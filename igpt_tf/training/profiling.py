@@ -44,6 +44,6 @@ def check_steps(steps: tuple[int, int] | None, num_steps: int) -> None:
         return
     if len(steps) != 2 or not 1 <= steps[0] <= steps[1] <= num_steps:
         raise InputError(
-            "cadence.profile_steps is (first, last), counted from 1 and within the run. "
-            f"Received: cadence.profile_steps={steps}, num_steps={num_steps}"
+            "intervals.profile_steps is (first, last), counted from 1 and within the run. "
+            f"Received: intervals.profile_steps={steps}, num_steps={num_steps}"
         )

@@ -12,11 +12,11 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from igpt_tf import config, cores, environment
+from igpt_tf import config, runtime
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.training import loop, strategies
-from igpt_tf.training.actions import Cadence, Report
+from igpt_tf.training.actions import Intervals, Report
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.profiling import Profile
 from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
@@ -46,7 +46,7 @@ def open_workdir(
         return None
     if folder.is_chief:
         with naming_a_full_disk(workdir):
-            environment.append_to(workdir)
+            runtime.append_environment(workdir)
     return folder
 
 
@@ -69,7 +69,7 @@ def take_steps(
     folder: Workdir,
     trainer: Trainer,
     batches: Callable[[int, int], Iterator[dict]],
-    cadence: Cadence,
+    intervals: Intervals,
     *,
     num_steps: int,
     seed: int,
@@ -85,7 +85,7 @@ def take_steps(
         folder: The run's files; its newest checkpoint is where the steps begin.
         trainer: Takes them.
         batches: (step, seed) -> the batches of that step and after.
-        cadence: Periods of the report and the checkpoints.
+        intervals: Periods of the report and the checkpoints.
         num_steps: Length of the run.
         seed: Of the batches.
         actions: Makes what is due between the report and the checkpoint, such as an evaluation.
@@ -105,7 +105,7 @@ def take_steps(
         os.path.join(folder.run, "checkpoints"),
         trainer.model,
         trainer.optimizer,
-        keep=cadence.keep_checkpoints,
+        keep=intervals.keep_checkpoints,
         written_to=folder.file("checkpoints"),
     )
     rewinds = Rewinds(os.path.join(folder.run, "rewinds.json"), num_rewinds, writes=folder.is_chief)
@@ -128,8 +128,8 @@ def take_steps(
             measure=measure,
         )
         save, stop_if_stale = _saving(report, trainer, checkpoints, patience)
-        stride = trainer.steps_per_call
-        profile = Profile(folder.file("summaries"), cadence.profile_steps, stride=stride)
+        stride = trainer.steps_per_execution
+        profile = Profile(folder.file("summaries"), intervals.profile_steps, stride=stride)
         with contextlib.closing(report), contextlib.closing(profile):
             stop_if_stale(first_step)  # a run that had ended early is over
             profile(first_step)
@@ -140,10 +140,10 @@ def take_steps(
                 num_steps=num_steps,
                 actions=[
                     loop.Periodic(stride, profile),
-                    loop.Periodic(cadence.log_every, report),
+                    loop.Periodic(intervals.log_every, report),
                     *_untimed(report, actions(checkpoints, summaries)),
-                    *_untimed(report, [loop.Periodic(cadence.checkpoint_every, save)]),
-                    *_untimed(report, [loop.Periodic(cadence.evaluate_every, stop_if_stale)]),
+                    *_untimed(report, [loop.Periodic(intervals.checkpoint_every, save)]),
+                    *_untimed(report, [loop.Periodic(intervals.evaluate_every, stop_if_stale)]),
                 ],
                 save=save,
                 stop=stop,
@@ -197,7 +197,7 @@ def _untimed(report: Report, actions: list[loop.Periodic]) -> list[loop.Periodic
 def _chained(batches, segments, trainer) -> Iterator[dict]:
     """The batches of one segment after the other."""
     for first_step, end_step, seed in segments:
-        calls = (end_step - first_step) // trainer.steps_per_call
+        calls = (end_step - first_step) // trainer.steps_per_execution
         yield from itertools.islice(batches(first_step, seed), calls)
 
 
@@ -229,7 +229,7 @@ def set_precision(name: str, precision: str) -> None:
 def quantizes_on_device(name: str, quantize_on: str) -> bool:
     """Whether the palette is applied on the device; `name` as above. Raises: InputError."""
     check_choice(name, quantize_on, ("auto", "host", "device"))
-    return quantize_on == "device" or (quantize_on == "auto" and cores.has_accelerator())
+    return quantize_on == "device" or (quantize_on == "auto" and runtime.has_accelerator())
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -164,58 +164,18 @@ def peak_memory_gb() -> float:
     return max(tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus) / 1e9
 
 
-def distribute(
-    strategy: tf.distribute.Strategy,
-    build: Callable[[tuple[int, int]], tf.data.Dataset],
-    *,
-    stack: int = 1,
-):
-    """Feeds each replica its share of every global batch.
-
-    Args:
-        strategy: The strategy in force.
-        build: Takes (shard, num_shards) and returns that shard's batches, one shard a host.
-        stack: How many batches come at once, on a leading axis; 1 adds no axis.
-
-    Returns:
-        An iterable of batches for `strategy.run`.
-
-    Raises:
-        InputError: The hosts' share of a batch does not divide over their replicas.
-    """
-    if strategy.num_replicas_in_sync == 1:
-        return _stacked(build((0, 1)), stack)
-
-    def host_batches(context):
-        shard = (context.input_pipeline_id, context.num_input_pipelines)
-        replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        return _split_batches(_stacked(build(shard), stack), replicas, axis=int(stack > 1))
-
-    return strategy.distribute_datasets_from_function(host_batches)
-
-
 def check_batch_size(
-    strategy: tf.distribute.Strategy, batch_size: int, accumulation: int | None
+    strategy: tf.distribute.Strategy, batch_size: int, gradient_accumulation_steps: int | None
 ) -> None:
     """Raises: InputError unless the global batch cuts evenly into replicas and their parts."""
     replicas = strategy.num_replicas_in_sync
-    accumulation = 1 if accumulation is None else accumulation
-    if min(batch_size, accumulation) < 1 or batch_size % (replicas * accumulation):
+    gradient_accumulation_steps = (
+        1 if gradient_accumulation_steps is None else gradient_accumulation_steps
+    )
+    if min(batch_size, gradient_accumulation_steps) < 1 or batch_size % (
+        replicas * gradient_accumulation_steps
+    ):
         raise InputError(
-            "the global batch must be a positive multiple of replicas x accumulation. Received: "
-            f"train.batch_size={batch_size}, replicas={replicas}, accumulation={accumulation}"
+            "the global batch must be a positive multiple of replicas x gradient_accumulation_steps. Received: "
+            f"train.batch_size={batch_size}, replicas={replicas}, gradient_accumulation_steps={gradient_accumulation_steps}"
         )
-
-
-def _stacked(dataset, number):
-    return dataset if number == 1 else dataset.batch(number, drop_remainder=True)
-
-
-def _split_batches(dataset, parts, axis):
-    """Cuts each batch along its `axis` into `parts` consecutive ones."""
-    return dataset.map(
-        lambda batch: {
-            name: tf.stack(tf.split(x, parts, axis=axis), axis=0) for name, x in batch.items()
-        },
-        deterministic=True,
-    ).unbatch()

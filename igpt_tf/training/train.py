@@ -12,19 +12,19 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import igpt_tf.objectives  # noqa: F401
-from igpt_tf import config, cores
+from igpt_tf import config, runtime
 from igpt_tf.data import Source
 from igpt_tf.data import augmentation as augmentations
+from igpt_tf.data.input_pipeline import InputPipeline, subset
 from igpt_tf.errors import InputError
-from igpt_tf.export import write as write_saved_model
-from igpt_tf.model import ImageGPT, count_parameters, outline
+from igpt_tf.model import ImageGPT, abstract_model, count_parameters
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
+from igpt_tf.savedmodel.write import write_pretrained
 from igpt_tf.training import loop, profiling, running, strategies
-from igpt_tf.training.actions import Cadence, Draw, Evaluate
+from igpt_tf.training.actions import Draw, Evaluate, Intervals
 from igpt_tf.training.baselines import token_baselines
 from igpt_tf.training.checkpoints import Checkpoints
-from igpt_tf.training.feeding import Feed, subset
 from igpt_tf.training.online_probe import online_probe
 from igpt_tf.training.optimization import averaged_weights, state_bytes
 from igpt_tf.training.summaries import Summaries, note_test
@@ -46,7 +46,7 @@ def train(
     build_optimizer: Callable[..., keras.optimizers.Optimizer],
     strategy: tf.distribute.Strategy,
     step_options: StepOptions,
-    cadence: Cadence,
+    intervals: Intervals,
     num_steps: int,
     batch_size: int,
     seed: int = 0,
@@ -69,7 +69,7 @@ def train(
         build_optimizer: Called with num_steps and steps_per_epoch.
         strategy: Where to run.
         step_options: How to carry out a step.
-        cadence: How often to report, evaluate, save and draw.
+        intervals: How often to report, evaluate, save and draw.
         num_steps: Length of the run.
         batch_size: Global batch size in images.
         seed: Fixes initial weights, order, augmentation and masks.
@@ -92,16 +92,16 @@ def train(
     running.check_choice("train.export", export, ("best", "last"))
     running.check_choice("train.weights", weights, ("trained", "averaged"))
     on_device = running.quantizes_on_device("train.quantize_on", quantize_on)
-    strategies.check_batch_size(strategy, batch_size, step_options.accumulation)
-    cadence.check(num_steps, step_options.steps_per_call)
-    profiling.check_steps(cadence.profile_steps, num_steps)
+    strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
+    intervals.check(num_steps, step_options.steps_per_execution)
+    profiling.check_steps(intervals.profile_steps, num_steps)
     running.set_precision("train.precision", precision)
     keras.utils.set_random_seed(seed)
 
     def new_model():
         return build_model(image_size=source.image_size, causal=objective.causal)
 
-    plan = outline(new_model)
+    plan = abstract_model(new_model)
     _check_vocabulary(palette, plan)
     with strategy.scope():
         steps_per_epoch = -(-len(source.train) // batch_size)
@@ -113,15 +113,17 @@ def train(
         )
     config.refuse_unread_bindings()
     augmentations.check(augmentation, source.image_size)
-    feed = Feed(objective, palette, strategy, batch_size=batch_size, on_device=on_device)
+    feed = InputPipeline(
+        objective, palette, strategy, batch_size=batch_size, quantize_on_device=on_device
+    )
 
     def batches(first_step, seed):
-        return feed.training(
+        return feed.train_batches(
             source.train,
             seed=seed,
             first_step=first_step,
             augmentation=augmentation,
-            stack=step_options.steps_per_call,
+            steps_per_execution=step_options.steps_per_execution,
         )
 
     print(_describe(plan, source, num_steps, batch_size))
@@ -129,7 +131,7 @@ def train(
         running.check_workdir(workdir, palette)
         with strategy.scope():
             next(batches(0, seed))
-            feed.evaluation(source.valid)
+            feed.evaluation_batches(source.valid)
         return
 
     folder = running.open_workdir(workdir, strategy, palette)
@@ -152,13 +154,13 @@ def train(
             folder,
             trainer,
             batches,
-            cadence,
+            intervals,
             num_steps=num_steps,
             seed=seed,
-            actions=_beside(folder, trainer, feed, source, cadence, seed, exported),
+            actions=_beside(folder, trainer, feed, source, intervals, seed, exported),
             num_rewinds=num_rewinds,
         )
-        if export == "best" and cadence.evaluate_every:
+        if export == "best" and intervals.evaluate_every:
             _finish(folder, trainer, feed, source, checkpoints.restore_best())
         else:
             with exported():
@@ -168,18 +170,18 @@ def train(
 def _beside(
     folder: Workdir,
     trainer: Trainer,
-    feed: Feed,
+    feed: InputPipeline,
     source: Source,
-    cadence: Cadence,
+    intervals: Intervals,
     seed: int,
     exported: Callable[[], contextlib.AbstractContextManager],
 ):
     """What `running.take_steps` does beside the steps: the held-out loss, a probe, pictures."""
 
     def actions(checkpoints: Checkpoints, summaries: Summaries) -> list[loop.Periodic]:
-        heldout = feed.evaluation(subset(source.valid, cadence.num_heldout_images))
+        heldout = feed.evaluation_batches(subset(source.valid, intervals.num_heldout_images))
         draw = Draw(
-            Sampler(trainer.model, jit_compile=cores.has_accelerator()),
+            Sampler(trainer.model, jit_compile=runtime.has_accelerator()),
             trainer.palette,
             trainer.palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
             summaries,
@@ -188,18 +190,20 @@ def _beside(
         )
         evaluate = Evaluate(trainer, heldout, checkpoints, summaries, exported)
         probe = None
-        if cadence.probe_every and folder.is_chief:
-            probe = online_probe(trainer, source, cadence.num_probe_images, summaries, exported)
+        if intervals.probe_every and folder.is_chief:
+            probe = online_probe(trainer, source, intervals.num_probe_images, summaries, exported)
         return [
-            loop.Periodic(cadence.evaluate_every, evaluate),
-            loop.Periodic(cadence.probe_every if probe else 0, probe),
-            loop.Periodic(cadence.draw_every if folder.is_chief else 0, draw),
+            loop.Periodic(intervals.evaluate_every, evaluate),
+            loop.Periodic(intervals.probe_every if probe else 0, probe),
+            loop.Periodic(intervals.sample_every if folder.is_chief else 0, draw),
         ]
 
     return actions
 
 
-def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step: int) -> None:
+def _finish(
+    folder: Workdir, trainer: Trainer, feed: InputPipeline, source: Source, step: int
+) -> None:
     """Scores and exports the weights that the model holds, those of `step`; ends the run."""
     splits = {"valid": source.valid, "test": source.test}
     nats = {
@@ -212,8 +216,8 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
     if "test" in nats:
         note_test(folder.file("metrics.jsonl"), step, nats_per_token=nats["test"])
     palette = trainer.palette
-    write_saved_model(
-        running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.config())),
+    write_pretrained(
+        running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.get_config())),
         palette,
         folder.file("export", str(step)),
         objective=trainer.objective.description(),
@@ -234,10 +238,10 @@ def _finish(folder: Workdir, trainer: Trainer, feed: Feed, source: Source, step:
     print(f"nats/token at step {step}: {nats}\nSavedModel: {folder.file('export', str(step))}")
 
 
-def _watched(feed: Feed, examples, name: str):
+def _watched(feed: InputPipeline, examples, name: str):
     """The batches of an evaluation, under a progress bar."""
     return tqdm(
-        feed.evaluation(examples),
+        feed.evaluation_batches(examples),
         desc=f"score {name}",
         total=-(-len(examples) // feed.batch_size),
         unit="batch",

@@ -1,4 +1,4 @@
-"""The step: what happens to one batch. It knows nothing of cadence, files or time."""
+"""The step: what happens to one batch. It knows nothing of intervals, files or time."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import gin
 import keras
 import tensorflow as tf
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.palette import Palette
 from igpt_tf.training import elementwise, strategies
 from igpt_tf.training.one_trace import OneTrace
@@ -22,20 +22,20 @@ class StepOptions:
     """How a step is carried out.
 
     Attributes:
-        accumulation: Parts a replica's share of a batch is cut into, one after the other in
+        gradient_accumulation_steps: Parts a replica's share of a batch is cut into, one after the other in
             memory, before the one optimizer step. None cuts on CPUs only, so that a core has about
             a thousand positions at a time, which take less memory and lie in its caches.
         clip_norm: Largest global norm of the whole batch's gradient; None does not clip.
         jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
             is an accelerator (on CPUs TensorFlow's own kernels are faster).
-        steps_per_call: Optimizer steps the host asks for at once: more than 1 where a step is so
+        steps_per_execution: Optimizer steps the host asks for at once: more than 1 where a step is so
             short that the host's work between two steps shows, as on a TPU.
     """
 
-    accumulation: int | None = None
+    gradient_accumulation_steps: int | None = None
     clip_norm: float | None = None
     jit_compile: bool | None = None
-    steps_per_call: int = 1
+    steps_per_execution: int = 1
 
 
 class Trainer:
@@ -49,7 +49,7 @@ class Trainer:
         optimizer: A Keras optimizer; its variables are created here.
         palette: Encodes images that arrive without tokens, on the device.
         batch_size: The global batch size.
-        accumulation, clip_norm, jit_compile, steps_per_call: See `StepOptions`.
+        gradient_accumulation_steps, clip_norm, jit_compile, steps_per_execution: See `StepOptions`.
 
     Raises:
         InputError: The batch does not cut evenly into replicas and their parts.
@@ -63,10 +63,10 @@ class Trainer:
         palette: Palette,
         *,
         batch_size: int,
-        accumulation: int | None = None,
+        gradient_accumulation_steps: int | None = None,
         clip_norm: float | None = None,
         jit_compile: bool | None = None,
-        steps_per_call: int = 1,
+        steps_per_execution: int = 1,
     ):
         self.model = model
         self.objective = objective
@@ -74,17 +74,19 @@ class Trainer:
         self.palette = palette
         self.batch_size = batch_size
         self.clip_norm = clip_norm
-        self.steps_per_call = steps_per_call
+        self.steps_per_execution = steps_per_execution
         self.strategy = tf.distribute.get_strategy()
-        strategies.check_batch_size(self.strategy, batch_size, accumulation)
-        jit_compile = cores.has_accelerator() if jit_compile is None else jit_compile
+        strategies.check_batch_size(self.strategy, batch_size, gradient_accumulation_steps)
+        jit_compile = runtime.has_accelerator() if jit_compile is None else jit_compile
         network = model.network if objective.labelled else model
         self._blocks = nullcontext if jit_compile else OneTrace(network).in_use
         looped = not jit_compile and elementwise.worthwhile(network)
         self._loops = elementwise.in_loops if looped else nullcontext
-        at_once = cores.at_once() // strategies.local_replicas(self.strategy)
+        at_once = runtime.num_parallel_ops() // strategies.local_replicas(self.strategy)
         self._most_branches = 1 if jit_compile else max(1, at_once)
-        self.accumulation = accumulation or self._few_positions(network.sequence_length)
+        self.gradient_accumulation_steps = gradient_accumulation_steps or self._few_positions(
+            network.sequence_length
+        )
         optimizer.build(model.trainable_variables)
         # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
         self._gradients = tf.function(self._accumulated_gradients, jit_compile=jit_compile)
@@ -97,11 +99,11 @@ class Trainer:
         )
         if left or self._most_branches == 1:
             return 1
-        return cores.equal_parts(images, images * length // _POSITIONS)
+        return runtime.largest_divisor(images, images * length // _POSITIONS)
 
     @tf.function
     def train_step(self, batch: dict) -> tf.Tensor:
-        """Takes one optimizer step, or `steps_per_call` of them.
+        """Takes one optimizer step, or `steps_per_execution` of them.
 
         Args:
             batch: {"tokens": int32[b,T]} or {"images": uint8[b,H,W,3]} with the objective's
@@ -112,12 +114,12 @@ class Trainer:
             nats_per_token float32[], the mean over the global batch before the step, or the mean
             of those of all steps.
         """
-        if self.steps_per_call == 1:
+        if self.steps_per_execution == 1:
             return self._step(batch)
         losses = tf.zeros([])
-        for i in tf.range(self.steps_per_call):
+        for i in tf.range(self.steps_per_execution):
             losses += self._step(batch, i)
-        return losses / self.steps_per_call
+        return losses / self.steps_per_execution
 
     def _step(self, batch, index=None):
         losses = self.strategy.run(self._replica_step, args=(batch, index))
@@ -142,13 +144,14 @@ class Trainer:
 
     def _accumulated_gradients(self, batch):
         """The loss float32[] and gradients of the replica's share, part after part."""
-        if self.accumulation == 1:
+        if self.gradient_accumulation_steps == 1:
             return self._loss_and_gradients(batch)
         parts = {
-            name: tf.reshape(x, (self.accumulation, -1, *x.shape[1:])) for name, x in batch.items()
+            name: tf.reshape(x, (self.gradient_accumulation_steps, -1, *x.shape[1:]))
+            for name, x in batch.items()
         }
         loss, gradients = self._loss_and_gradients({name: x[0] for name, x in parts.items()})
-        for i in tf.range(1, self.accumulation):
+        for i in tf.range(1, self.gradient_accumulation_steps):
             part = self._loss_and_gradients({name: x[i] for name, x in parts.items()})
             loss, gradients = tf.nest.map_structure(tf.add, (loss, gradients), part)
         return loss, gradients
@@ -196,7 +199,7 @@ class Trainer:
     def branches(self, batch: dict) -> list[dict]:
         """Parts of a batch whose operations nothing orders, so that each core can take one."""
         number = next(iter(batch.values())).shape[0]
-        sizes = cores.like_parts(number, self._most_branches)
+        sizes = runtime.near_equal_sizes(number, self._most_branches)
         columns = {name: tf.split(x, sizes) for name, x in batch.items()}
         return [{name: parts[i] for name, parts in columns.items()} for i in range(len(sizes))]
 

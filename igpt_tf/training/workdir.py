@@ -15,13 +15,13 @@ from igpt_tf.palette import Palette
 _FREE = {
     "train.export",
     "train.num_rewinds",
-    "cadence.log_every",
-    "cadence.checkpoint_every",
-    "cadence.keep_checkpoints",
-    "cadence.draw_every",
-    "cadence.probe_every",
-    "cadence.num_probe_images",
-    "cadence.profile_steps",
+    "intervals.log_every",
+    "intervals.checkpoint_every",
+    "intervals.keep_checkpoints",
+    "intervals.sample_every",
+    "intervals.probe_every",
+    "intervals.num_probe_images",
+    "intervals.profile_steps",
 }
 
 
@@ -119,7 +119,7 @@ def refuse_another(
     """Compares a configuration and a palette with those in a folder, if any; writes nothing.
 
     A run that goes on may change what has no say in its steps: `train.export`,
-    `train.num_rewinds`, and `cadence` but for the evaluations, which choose the best step.
+    `train.num_rewinds`, and `intervals` but for the evaluations, which choose the best step.
 
     Args:
         path: A folder that holds `operative_config.gin` and `palette.npy`, or not.

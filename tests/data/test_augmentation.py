@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from igpt_tf.data import batches, digits, flip, reflect_pad_crop, shift
 from igpt_tf.data.augmentation import check
-from igpt_tf.data.randomness import fold, row_integers
+from igpt_tf.data.stateless_random import fold, row_integers
 from igpt_tf.errors import InputError
 
 

@@ -1,12 +1,13 @@
 import io
 import os
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from igpt_tf.data import ArrayExamples, FileExamples, decoding, folder, image_folder
+from igpt_tf.data import ArrayExamples, FileExamples, decoding, image_folder
 from igpt_tf.data import images as one_image
 from igpt_tf.errors import InputError
 
@@ -140,7 +141,9 @@ def test_random_crops_are_for_training_only(labelled):
 
 def test_images_beyond_the_memory_bound_stay_in_their_files(labelled, monkeypatch):
     memory = image_folder(directory=str(labelled), image_size=8)
-    monkeypatch.setattr(folder, "_MEMORY_BOUND", 24 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr(
+        sys.modules["igpt_tf.data.image_folder"], "_MEMORY_BOUND", 24 * 8 * 8 * 3 - 1
+    )
     files = image_folder(directory=str(labelled), image_size=8)
     assert isinstance(files.train, FileExamples)
     np.testing.assert_array_equal(files.train.arrays()[0], memory.train.images)

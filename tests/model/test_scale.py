@@ -11,7 +11,7 @@ from igpt_tf.objectives import Autoregressive
 TOKENS = np.random.default_rng(0).integers(0, 7, (3, 64)).astype("int32")
 
 
-def gradients(recompute, jit_compile=False):
+def gradients(remat, jit_compile=False):
     keras.utils.set_random_seed(0)
     model = ImageGPT(
         image_size=(8, 8),
@@ -19,7 +19,7 @@ def gradients(recompute, jit_compile=False):
         num_layers=3,
         hidden_dim=16,
         num_heads=2,
-        recompute=recompute,
+        remat=remat,
     )
     values = np.random.default_rng(1).normal(size=model.output_embedding.shape)
     model.output_embedding.assign(values)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_tf.limits import MOST_BYTES, MOST_PIXELS
 from igpt_tf.playground.app import create_app
 from igpt_tf.playground.backends import Local, Served
+from igpt_tf.sampling.params import MOST_BYTES, MOST_PIXELS
 from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.rest import Rest
 from tests.serving import exported, standin

@@ -16,9 +16,9 @@ from absl import flags
 
 from igpt_tf.errors import InputError
 from igpt_tf.playground.backends import Local, Served
+from igpt_tf.savedmodel.session import Signature, TensorInfo
 from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.rest import Rest
-from igpt_tf.serving.session import Signature, TensorInfo
 from tests.serving import exported, standin
 from tools import playground
 
@@ -61,7 +61,7 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(served):
 
 
 def _refused(monkeypatch, *arguments) -> str:
-    """What `main` says of these flags, as `program.run` prints it before it exits with 2."""
+    """What `main` says of these flags, as `cli.run` prints it before it exits with 2."""
     values = flags.FLAGS.flag_values_dict()
     flags.FLAGS(["playground", *arguments])
     monkeypatch.setattr(playground.program, "import_tensorflow", lambda: None)

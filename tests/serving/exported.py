@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from igpt_tf import export
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.palette import Palette
+from igpt_tf.savedmodel import write as saved
 from tests import oracle
 
 SIZES = {
@@ -25,7 +25,9 @@ def live(causal=True):
 
 def write(path, causal=True) -> str:
     """Exports such a model to `path`; `path` again."""
-    return export.write(*live(causal), str(path), objective={"name": "test"}, data=None, step=5)
+    return saved.write_pretrained(
+        *live(causal), str(path), objective={"name": "test"}, data=None, step=5
+    )
 
 
 def write_classifier(path, causal=True) -> str:
@@ -38,6 +40,6 @@ def write_classifier(path, causal=True) -> str:
             weight.assign(rng.normal(size=weight.shape))
     masks = None if causal else rng.random((3, network.sequence_length)) < 0.2
     about = {"objective": {"name": "test"}, "data": None, "class_names": None, "step": 5}
-    return export.write_classifier(
+    return saved.write_classifier(
         classifier, palette, str(path), masks=masks, task={}, nats_per_token=None, **about
     )

@@ -15,8 +15,8 @@ from concurrent import futures
 
 import numpy as np
 
-from igpt_tf.serving.library import StatusError
-from igpt_tf.serving.session import Session
+from igpt_tf.savedmodel.c_library import StatusError
+from igpt_tf.savedmodel.session import Session
 
 MODEL, VERSION = "igpt", 5
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata|:predict|)$")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from igpt_tf.data.images import fit
 from igpt_tf.errors import InputError
-from igpt_tf.export.load import SavedModel
+from igpt_tf.savedmodel.load import SavedModel
 from igpt_tf.serving import asking, files
 from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.client import Client

@@ -10,10 +10,14 @@ import pytest
 
 from igpt_tf import config
 from igpt_tf.config import recipes
-from igpt_tf.downstream import finetune  # noqa: F401  (what gin may name)
-from tests.downstream.tiny import write_tiny
+from igpt_tf.evaluation import finetune  # noqa: F401  (what gin may name)
+from tests.evaluation.tiny import write_tiny
 
-SHORT = ("finetune.learning_rates=[0.01]", "cadence.checkpoint_every=2", "cadence.evaluate_every=2")
+SHORT = (
+    "finetune.learning_rates=[0.01]",
+    "intervals.checkpoint_every=2",
+    "intervals.evaluate_every=2",
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from igpt_tf.data import tfrecords
-from tests.downstream.tiny import write_tiny
+from tests.evaluation.tiny import write_tiny
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from igpt_tf.export.load import SavedModel, load_model
+from igpt_tf.savedmodel.load import SavedModel, load_model
 from tests.convert import openai_reference as reference
 from tests.convert.random_models import assert_same_weights, random_palette
 

@@ -10,11 +10,11 @@ import pytest
 import tensorflow as tf
 
 from igpt_tf.data import npz
-from igpt_tf.downstream import linear_probe, low_data
-from igpt_tf.downstream.probe import LBFGS
 from igpt_tf.errors import InputError
-from igpt_tf.export.load import SavedModel
-from tests.downstream.tiny import write_tiny
+from igpt_tf.evaluation import linear_probe, low_data
+from igpt_tf.evaluation.probe import LBFGS
+from igpt_tf.savedmodel.load import SavedModel
+from tests.evaluation.tiny import write_tiny
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
 TWO = np.arange(40) % 2

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive
 from igpt_tf.palette import Palette
@@ -40,7 +40,7 @@ def step_peak(model: ImageGPT, palette: Palette, batch_size: int) -> int:
 
 
 def main() -> None:
-    cores.separate()  # as the program does
+    runtime.use_one_thread_per_op()  # as the program does
     model = ImageGPT(**json.loads(sys.argv[1]))
     colours = np.random.default_rng(0).uniform(-1, 1, (model.vocabulary_size, 3))
     palette = Palette(colours.astype("float32"))

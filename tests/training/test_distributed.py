@@ -12,11 +12,11 @@ import pytest
 
 BINDINGS = (
     "train.num_steps=20",
-    "cadence.evaluate_every=4",
-    "cadence.checkpoint_every=4",
-    "cadence.draw_every=0",
-    "cadence.probe_every=4",
-    "cadence.log_every=1",
+    "intervals.evaluate_every=4",
+    "intervals.checkpoint_every=4",
+    "intervals.sample_every=0",
+    "intervals.probe_every=4",
+    "intervals.log_every=1",
     "train.batch_size=16",
     "build_optimizer.warmup_steps=2",
     "build_model.num_layers=2",
@@ -85,7 +85,7 @@ def test_two_logical_devices_train_like_one(one_device, tmp_path):
 
 
 def test_four_parts_of_a_batch_train_like_the_whole(one_device, tmp_path):
-    end(start(tmp_path / "run", "step_options.accumulation=4"))
+    end(start(tmp_path / "run", "step_options.gradient_accumulation_steps=4"))
     assert losses(tmp_path / "run") == pytest.approx(losses(one_device), rel=1e-5)
 
 

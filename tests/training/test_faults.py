@@ -16,9 +16,9 @@ NUM_STEPS = 300
 BINDINGS = (
     f"train.num_steps={NUM_STEPS}",
     "train.batch_size=16",
-    "cadence.evaluate_every=10",
-    "cadence.checkpoint_every=1",
-    "cadence.draw_every=0",
+    "intervals.evaluate_every=10",
+    "intervals.checkpoint_every=1",
+    "intervals.sample_every=0",
     "build_optimizer.warmup_steps=2",
     "build_model.num_layers=2",
     "build_model.hidden_dim=128",
@@ -101,7 +101,7 @@ def test_a_full_disk_ends_in_one_line_and_costs_no_checkpoint(tmp_path):
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        process = start(disk / "run", "cadence.keep_checkpoints=20")
+        process = start(disk / "run", "intervals.keep_checkpoints=20")
         _, stderr = process.communicate()
         assert process.returncode == 2, stderr
         lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
@@ -110,7 +110,7 @@ def test_a_full_disk_ends_in_one_line_and_costs_no_checkpoint(tmp_path):
         assert metrics == "" or metrics.endswith("\n")
         assert checkpoints_of(disk / "run")
         subprocess.run(["mount", "-o", "remount,size=800m", str(disk)], check=True)
-        process = start(disk / "run", "cadence.keep_checkpoints=20")
+        process = start(disk / "run", "intervals.keep_checkpoints=20")
         _, stderr = process.communicate()
         assert process.returncode == 0, stderr
     finally:

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from igpt_tf.errors import InputError
-from igpt_tf.model import ImageGPT, outline
+from igpt_tf.model import ImageGPT, abstract_model
 from igpt_tf.training import plan as planning
 from igpt_tf.training.optimization import build_optimizer, state_bytes
 
@@ -28,7 +28,7 @@ DEVICE = planning.Device(memory=1e9, flops=1e12, utilisation=0.5)
 
 
 def plan(device=DEVICE, batch_size=64, optimizer=None, **sizes):
-    model = outline(lambda: ImageGPT(**{**SIZES, **sizes}))
+    model = abstract_model(lambda: ImageGPT(**{**SIZES, **sizes}))
     optimizer = optimizer or keras.optimizers.Adam()
     return planning.plan(model, optimizer, device, batch_size=batch_size, num_steps=1000)
 
@@ -41,7 +41,10 @@ def test_the_papers_largest_model_is_planned_without_being_allocated():
     result = plan(image_size=(64, 64), num_layers=60, hidden_dim=3072, num_heads=16, batch_size=64)
     assert result["parameters"] == 6_810_875_904
     assert result["bytes"]["optimizer_state"] == 8 * 6_810_875_904
-    assert result["kept"]["largest_batch"] == 0 and result["kept"]["accumulation"] is None
+    assert (
+        result["kept"]["largest_batch"] == 0
+        and result["kept"]["gradient_accumulation_steps"] is None
+    )
     assert highest() - before < 500_000  # kB, of which its weights would be 27 million
 
 
@@ -60,13 +63,13 @@ def matmul_flops(graph):
 def test_the_arithmetic_of_the_forward_pass_is_that_of_the_traced_graph(causal):
     model = ImageGPT(**{**SIZES, "num_layers": 2}, causal=causal)
     traced = tf.function(model).get_concrete_function(tf.zeros((1, 256), "int32"))
-    forward = planning.image_flops(model, recompute=False) / 3
+    forward = planning.image_flops(model, remat=False) / 3
     assert matmul_flops(traced.graph) == pytest.approx(forward, rel=1e-6)
 
 
 def test_recomputation_adds_the_blocks_forward_pass():
-    model = outline(lambda: ImageGPT(**SIZES))
-    kept, again = (planning.image_flops(model, recompute) for recompute in (False, True))
+    model = abstract_model(lambda: ImageGPT(**SIZES))
+    kept, again = (planning.image_flops(model, remat) for remat in (False, True))
     logits = 2 * 256 * 128 * 512
     assert again - kept == pytest.approx(kept / 3 - logits)
 
@@ -95,7 +98,9 @@ def test_the_largest_batch_fits_and_one_image_more_does_not():
 
 def test_accumulation_is_the_least_that_fits_and_no_more_than_the_batch():
     def accumulation(megabytes):
-        return plan(planning.Device(memory=megabytes * 1e6, flops=1e12))["kept"]["accumulation"]
+        return plan(planning.Device(memory=megabytes * 1e6, flops=1e12))["kept"][
+            "gradient_accumulation_steps"
+        ]
 
     assert accumulation(10_000) == 1
     found = [accumulation(megabytes) for megabytes in (600, 300, 150)]
@@ -108,7 +113,7 @@ def test_devices_share_a_batch_and_the_time():
     four = plan(planning.Device(memory=1e9, flops=1e12, replicas=4))["kept"]
     assert four["seconds"] == pytest.approx(one["seconds"] / 4)
     assert four["largest_batch"] == 4 * one["largest_batch"]
-    assert four["accumulation"] <= one["accumulation"]
+    assert four["gradient_accumulation_steps"] <= one["gradient_accumulation_steps"]
 
 
 def test_time_is_arithmetic_over_what_the_device_reaches():
@@ -152,14 +157,14 @@ def step_peak(sizes, batch_size):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes, batch_size", MEASURED)
 def test_activations_agree_with_a_measured_peak_within_a_fifth(sizes, batch_size):
-    model = outline(lambda: ImageGPT(**sizes))
-    for recompute in (False, True):
-        planned = batch_size * planning.activation_bytes(model, "float32", recompute)
-        measured = step_peak({**sizes, "recompute": recompute}, batch_size)
-        assert planned == pytest.approx(measured, rel=0.2), recompute
+    model = abstract_model(lambda: ImageGPT(**sizes))
+    for remat in (False, True):
+        planned = batch_size * planning.activation_bytes(model, "float32", remat)
+        measured = step_peak({**sizes, "remat": remat}, batch_size)
+        assert planned == pytest.approx(measured, rel=0.2), remat
 
 
 @pytest.mark.slow
 def test_recomputation_halves_what_a_step_of_12_layers_and_1024_tokens_holds():
-    kept, recomputed = (step_peak({**LONG, "recompute": again}, 8) for again in (False, True))
+    kept, recomputed = (step_peak({**LONG, "remat": again}, 8) for again in (False, True))
     assert recomputed < kept / 2

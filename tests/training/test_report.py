@@ -17,7 +17,7 @@ SPEEDS = {"images_per_second", "tokens_per_second", "data_wait"}
 def lines(tmp_path):
     """The lines of a report after each of three calls, one step each."""
     trainer = types.SimpleNamespace(
-        steps_per_call=1, batch_size=4, model=types.SimpleNamespace(image_size=(2, 3))
+        steps_per_execution=1, batch_size=4, model=types.SimpleNamespace(image_size=(2, 3))
     )
     path = tmp_path / "metrics.jsonl"
     summaries = Summaries(str(tmp_path / "summaries"), str(path), first_step=0)

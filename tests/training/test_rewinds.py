@@ -15,7 +15,7 @@ from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive
 from igpt_tf.palette import Palette
 from igpt_tf.training import loop, running
-from igpt_tf.training.actions import Cadence
+from igpt_tf.training.actions import Intervals
 from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
 from igpt_tf.training.trainer import Trainer
 from igpt_tf.training.workdir import Workdir
@@ -59,7 +59,7 @@ def run(workdir, num_rewinds, on_batch=lambda step, seed: None, **options):
         Workdir(str(workdir), 0),
         trainer,
         batches,
-        Cadence(log_every=5, evaluate_every=5, checkpoint_every=5),
+        Intervals(log_every=5, evaluate_every=5, checkpoint_every=5),
         num_steps=NUM_STEPS,
         seed=0,
         num_rewinds=num_rewinds,

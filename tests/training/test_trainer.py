@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igpt_tf import cores
+from igpt_tf import runtime
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive, Masked
 from igpt_tf.palette import Palette
@@ -50,7 +50,7 @@ def test_the_compiled_step_equals_the_plain_one():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_step_that_recomputes_its_blocks_trains_alike(jit_compile):
-    again = small_trainer(sizes={"recompute": True}, jit_compile=jit_compile)
+    again = small_trainer(sizes={"remat": True}, jit_compile=jit_compile)
     kept = small_trainer(jit_compile=jit_compile)
     np.testing.assert_allclose(losses(again), losses(kept), rtol=1e-6)
 
@@ -70,7 +70,7 @@ def test_cores_that_take_parts_of_a_batch_train_and_judge_alike(objective, monke
         ]
 
     one, alone = judged()
-    monkeypatch.setattr(cores, "at_once", lambda: 3)
+    monkeypatch.setattr(runtime, "num_parallel_ops", lambda: 3)
     three, apart = judged()
     assert (one, three) == (1, 3)  # 8 images: 2, 3 and 3
     np.testing.assert_allclose(apart, alone, rtol=1e-6)
@@ -90,11 +90,21 @@ def test_cores_that_take_parts_of_a_batch_train_and_judge_alike(objective, monke
 def test_a_core_has_about_a_thousand_positions_at_a_time(
     batch_size, length, branches, parts, monkeypatch
 ):
-    monkeypatch.setattr(cores, "at_once", lambda: branches)
+    monkeypatch.setattr(runtime, "num_parallel_ops", lambda: branches)
     sizes = {"image_size": (length // 16, 16)}
-    assert small_trainer(sizes=sizes, batch_size=batch_size).accumulation == parts
-    assert small_trainer(sizes=sizes, batch_size=batch_size, accumulation=2).accumulation == 2
-    assert small_trainer(sizes=sizes, batch_size=batch_size, jit_compile=True).accumulation == 1
+    assert small_trainer(sizes=sizes, batch_size=batch_size).gradient_accumulation_steps == parts
+    assert (
+        small_trainer(
+            sizes=sizes, batch_size=batch_size, gradient_accumulation_steps=2
+        ).gradient_accumulation_steps
+        == 2
+    )
+    assert (
+        small_trainer(
+            sizes=sizes, batch_size=batch_size, jit_compile=True
+        ).gradient_accumulation_steps
+        == 1
+    )
 
 
 def step_graph(**arguments):
@@ -117,7 +127,7 @@ def test_elementwise_chains_compiled_by_xla_train_alike(monkeypatch):
 
 
 def test_no_chain_is_compiled_where_memory_is_short_or_xla_is_not_there(monkeypatch):
-    assert compiled_functions(sizes={"recompute": True}) == 0
+    assert compiled_functions(sizes={"remat": True}) == 0
 
     def unknown(function):
         raise tf.errors.NotFoundError(None, None, "no registered platform")
@@ -156,7 +166,7 @@ def test_training_on_one_batch_learns_it(objective):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_four_parts_of_a_batch_train_like_the_whole(jit_compile):
-    parts = small_trainer(accumulation=4, jit_compile=jit_compile)
+    parts = small_trainer(gradient_accumulation_steps=4, jit_compile=jit_compile)
     whole = small_trainer(jit_compile=jit_compile)
     np.testing.assert_allclose(losses(parts, 20), losses(whole, 20), rtol=1e-5)
 
@@ -189,9 +199,12 @@ count, stack = int(sys.argv[1]), int(sys.argv[4])
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * count)
 import keras
-from igpt_tf import objectives, palette, data
+from igpt_tf import data
+from igpt_tf import objectives
+from igpt_tf import palette
 from igpt_tf.model import ImageGPT
-from igpt_tf.training import feeding, optimization, strategies, trainer
+from igpt_tf.data import input_pipeline
+from igpt_tf.training import optimization, strategies, trainer
 devices = tuple(f"CPU:{i}" for i in range(count))
 strategy = strategies.mirrored_strategy(devices=devices)
 kind = objectives.Autoregressive() if sys.argv[2] == "ar" else objectives.Masked()
@@ -203,14 +216,14 @@ with strategy.scope():
                      num_heads=2, causal=kind.causal)
     adam = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
     one = trainer.Trainer(model, kind, adam, colours, batch_size=16,
-                          clip_norm=float(sys.argv[3]), jit_compile=True, steps_per_call=stack)
-feed = feeding.Feed(kind, colours, strategy, batch_size=16, on_device=False)
-batches = feed.training(
+                          clip_norm=float(sys.argv[3]), jit_compile=True, steps_per_execution=stack)
+feed = input_pipeline.InputPipeline(kind, colours, strategy, batch_size=16, quantize_on_device=False)
+batches = feed.train_batches(
     examples, seed=0, first_step=0, augmentation=[data.shift()], stack=stack)
 losses = [float(one.train_step(next(batches))) for _ in range(20 // stack)]
 with optimization.averaged_weights(model, one.optimizer):
-    losses.append(one.evaluate(feed.evaluation(examples.take(range(40)))))
-losses.append(one.evaluate(feed.evaluation(examples.take(range(40)))))
+    losses.append(one.evaluate(feed.evaluation_batches(examples.take(range(40)))))
+losses.append(one.evaluate(feed.evaluation_batches(examples.take(range(40)))))
 print(json.dumps(losses))
 """
 

@@ -24,7 +24,7 @@ def test_a_workdir_of_another_configuration_is_refused_and_the_difference_named(
 
 
 @pytest.mark.parametrize(
-    "free", ["train.export = 'last'", "train.num_rewinds = 3", "cadence.log_every = 7"]
+    "free", ["train.export = 'last'", "train.num_rewinds = 3", "intervals.log_every = 7"]
 )
 def test_a_run_that_goes_on_may_change_what_has_no_say_in_its_steps(tmp_path, free):
     folder = Workdir(str(tmp_path))
@@ -36,7 +36,7 @@ def test_a_run_that_goes_on_may_change_what_has_no_say_in_its_steps(tmp_path, fr
         folder.claim(CONFIGURATION, GREYS)
 
 
-@pytest.mark.parametrize("name", ["cadence.evaluate_every", "cadence.num_heldout_images"])
+@pytest.mark.parametrize("name", ["intervals.evaluate_every", "intervals.num_heldout_images"])
 def test_what_chooses_the_best_step_may_not_change(tmp_path, name):
     folder = Workdir(str(tmp_path))
     folder.claim(CONFIGURATION, GREYS)

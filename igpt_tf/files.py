@@ -1,0 +1,144 @@
+"""The one way in which files are written and JSON is read.
+
+A file is written under a temporary name in its own folder, synced, renamed and its folder synced:
+after a crash or a power failure it has either its old content or all of the new one.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+
+from igpt_tf.errors import InputError
+
+TEMPORARY = ".part"  # suffix of files and folders that are still being written
+
+
+@contextlib.contextmanager
+def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
+    """Opens a file that replaces `path` when the block ends without an error.
+
+    Args:
+        path: The file; its folder is created if needed.
+        mode: "wb", or "w" for UTF-8 text.
+
+    Example:
+        with files.atomic_write("runs/digits/palette.npy") as file:
+            numpy.save(file, centers)
+    """
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    temporary = path + TEMPORARY
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+    sync_folder(folder)
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: str, content) -> None:
+    """Writes sorted, indented JSON atomically. NumPy numbers and arrays become plain ones.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    text = json.dumps(content, indent=2, sort_keys=True, default=_as_plain, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: str, *, description: str, fix: str):
+    """Reads a JSON file.
+
+    Args:
+        path: The file.
+        description: What the file is, for the error, e.g. "the index of the shards".
+        fix: What the user can do about a damaged file.
+
+    Raises:
+        InputError: The file is missing, unreadable or not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(
+            f"{description} cannot be read ({' '.join(reason.split())}); {fix}. Received: {path}"
+        ) from None
+
+
+def replace_folder(source: str, target: str) -> None:
+    """Renames the finished folder `source` to `target`, replacing a folder of that name.
+
+    Every file in `source` is synced first.
+    """
+    for folder, _, names in os.walk(source):
+        for name in names:
+            _sync(os.path.join(folder, name))
+        sync_folder(folder)
+    replaced = source + ".old"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if os.path.exists(target):
+        os.rename(target, replaced)
+    os.rename(source, target)
+    sync_folder(os.path.dirname(target) or ".")
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def sync_folder(path: str) -> None:
+    """Makes renames in a folder durable, where the file system supports it."""
+    with contextlib.suppress(OSError):
+        _sync(path)
+
+
+def make_workdir(path: str) -> str:
+    """Creates a tool's folder if needed and checks that it can be written; returns `path`.
+
+    Programs call it before their work, which would be lost if it could not be stored.
+
+    Raises:
+        InputError: The folder cannot be created or written.
+    """
+    action = "created"
+    try:
+        os.makedirs(path, exist_ok=True)
+        action = "written"
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"1")
+    except OSError as error:
+        raise InputError(
+            f"the workdir cannot be {action} ({error.strerror}); choose another folder or fix "
+            f"this one. Received: workdir={path}"
+        ) from None
+    return path
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _as_plain(value):
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"not JSON: {type(value)}")

@@ -1,5 +1,0 @@
-"""A run's folder as one self-contained HTML page."""
-
-from igpt_tf.run_report.page import write_page
-
-__all__ = ["write_page"]

@@ -1,0 +1,163 @@
+"""What a program runs on: versions, hardware, memory and CPU threads."""
+
+import contextlib
+import ctypes
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+
+import psutil
+
+import igpt_tf
+
+ENVIRONMENT_FILE = "environment.jsonl"
+_MEMORY_FRACTION = 0.9  # of the available memory that tensors may use
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+_MAX_CPU_BRANCHES = 8  # each holds gradients of its own; further cores share operations
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without the messages that it prints whatever its log level is."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _configure_cpu_allocator()
+    with suppress_stderr():
+        import tensorflow  # noqa: F401
+
+
+def _configure_cpu_allocator() -> None:
+    """Lets tensors on the CPU reuse freed memory. Variables set by the user are kept.
+
+    The C library's allocator maps every large tensor anew: page faults take a fifth of a step, and
+    gaps between small tensors remain unused.
+    """
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")  # not an allocator of oneDNN's own
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+    limit = _MEMORY_FRACTION * available_memory()
+    if limit < float("inf"):  # beyond it the kernel kills the process without a message
+        os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(int(limit) // 2**20))
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)
+        mallopt(_M_TRIM_THRESHOLD, 2**28)
+
+
+@contextlib.contextmanager
+def suppress_stderr():
+    """Discards what is written to file descriptor 2, also by C++ libraries."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(devnull, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)
+
+
+def append_environment(folder: str) -> None:
+    """Appends command, versions and hardware of this start to the folder's `environment.jsonl`."""
+    line = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    with open(os.path.join(folder, ENVIRONMENT_FILE), "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
+    return {"igpt_tf": igpt_tf.__version__, **packages, "python": platform.python_version()}
+
+
+def hardware() -> dict:
+    """{"cpu": str, "cores": int, "memory_gb": float, "accelerators": [str, ...]}."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": num_cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "accelerators": _accelerators(),
+    }
+
+
+def _cpu_name() -> str | None:
+    """The processor's name: psutil and platform report the architecture only."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine() or None
+
+
+def available_memory() -> float:
+    """Bytes that programs may still allocate."""
+    return psutil.virtual_memory().available
+
+
+def _accelerators() -> list[str]:
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU") + tf.config.list_physical_devices("TPU")
+    return [
+        tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+        for device in devices
+    ]
+
+
+def num_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_accelerator() -> bool:
+    """Whether TensorFlow sees a GPU or a TPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
+
+
+def use_one_thread_per_op() -> None:
+    """Limits the threads of an operation so that up to 8 operations run in parallel on the CPU.
+
+    For programs that split their batches into independent branches: cores that share an operation
+    exchange its tensors and wait for the slowest. With a branch per core, two cores need a tenth
+    less time for a training step and a fifth to a third less for sampling. To be called before the
+    first operation. Does nothing with an accelerator or if TF_NUM_INTRAOP_THREADS is set.
+    """
+    import tensorflow as tf
+
+    accelerated = any(one.device_type != "CPU" for one in tf.config.list_physical_devices())
+    if accelerated or "TF_NUM_INTRAOP_THREADS" in os.environ:
+        return
+    tf.config.threading.set_intra_op_parallelism_threads(-(-num_cores() // _MAX_CPU_BRANCHES))
+
+
+def num_parallel_ops() -> int:
+    """Number of operations that run in parallel, each with all the threads it may use."""
+    import tensorflow as tf
+
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    return max(1, num_cores() // threads) if threads else 1
+
+
+def near_equal_sizes(total: int, max_parts: int) -> list[int]:
+    """Sizes of at most `max_parts` parts of `total` that differ by one at most."""
+    parts = min(total, max_parts)
+    return [(total + index) // parts for index in range(parts)]
+
+
+def largest_divisor(total: int, limit: int) -> int:
+    """The largest divisor of `total` that is at most `limit`, and at least 1."""
+    return next(parts for parts in range(max(1, limit), 0, -1) if total % parts == 0)

@@ -1,0 +1,295 @@
+"""Claims about fine-tuning: it learns, it resumes, its SavedModel classifies."""
+
+import gc
+import json
+from types import SimpleNamespace
+
+import gin
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from igpt_tf import config
+from igpt_tf.data import ArrayExamples, Source, digits
+from igpt_tf.errors import InputError
+from igpt_tf.evaluation import encoders
+from igpt_tf.evaluation.evaluation import evaluate
+from igpt_tf.evaluation.finetune import finetune
+from igpt_tf.evaluation.tuning import Tuning, search
+from igpt_tf.model import Classifier, ImageGPT
+from igpt_tf.objectives import Autoregressive, Joint
+from igpt_tf.palette import Palette
+from igpt_tf.sampling import Sampler
+from igpt_tf.savedmodel.load import SavedModel, load_model
+from igpt_tf.savedmodel.write import write_pretrained
+from igpt_tf.training.classification import Scorer, Scores
+from igpt_tf.training.rewinds import NonFiniteLoss
+from igpt_tf.training.workdir import Workdir
+from tests.evaluation.tiny import write_tiny
+
+RARELY = ("intervals.evaluate_every = 100", "intervals.checkpoint_every = 100")
+RECIPE = ("gin/tools/finetune.gin", "gin/tools/finetune_digits.gin")
+SHORT = (
+    "finetune.batch_size = 32",
+    "intervals.evaluate_every = 10",
+    "intervals.checkpoint_every = 10",
+    "intervals.num_heldout_images = 64",
+)
+STEPS = (
+    "finetune.learning_rates = [0.02, 0.005]",
+    "finetune.search_steps = 100",
+    "finetune.num_steps = 500",
+    "intervals.evaluate_every = 50",
+    "intervals.checkpoint_every = 50",
+)
+
+
+def run(saved_model, workdir, *bindings, **arguments):
+    """Runs the program's root as the program does."""
+    gin.clear_config()
+    own = f"finetune.saved_model = {str(saved_model)!r}"
+    config.parse(list(RECIPE), [own, *SHORT, *bindings])
+    finetune(workdir=str(workdir), **arguments)
+    return json.loads((workdir / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("model") / "export" / "0", num_layers=1)
+
+
+@pytest.fixture(scope="module")
+def masked_model(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    shape = {"image_size": (8, 8), "vocabulary_size": 17, "num_layers": 1, "hidden_dim": 16}
+    return write_pretrained(
+        ImageGPT(**shape, num_heads=2, causal=False),
+        Palette.grey(17),
+        str(tmp_path_factory.mktemp("masked") / "0"),
+        objective={"name": "masked", "probability": 0.15},
+        data=digits().description,
+    )
+
+
+@pytest.fixture(scope="module")
+def tuned(saved_model, tmp_path_factory):
+    """A finished run over two learning rates."""
+    workdir = tmp_path_factory.mktemp("tuned")
+    run(saved_model, workdir, *STEPS)
+    return workdir
+
+
+def weights_of(workdir, step):
+    reader = tf.train.load_checkpoint(str(workdir / f"checkpoints/ckpt-{step}"))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if name.startswith("weights/")}
+
+
+def test_fine_tuning_beats_chance_and_the_better_rate_is_carried_on(tuned):
+    result = json.loads((tuned / "result.json").read_text())
+    assert result["accuracy"]["valid"] > 0.4  # a tenth by chance
+    best = max(result["search"], key=lambda row: row["valid_accuracy"])
+    assert result["learning_rate"] == best["learning_rate"] and len(result["search"]) == 2
+    lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    valid = [line for line in lines if line["split"] == "valid"]
+    assert [line["step"] for line in valid] == list(range(50, 550, 50))
+    assert result["step"] == max(valid, key=lambda line: line["accuracy"])["step"]
+    assert {"loss", "images_per_second"} <= lines[0].keys() or lines[0]["split"] == "valid"
+
+
+def test_the_confusion_matrix_counts_every_held_out_image_under_its_label(tuned):
+    report = json.loads((tuned / "confusion.json").read_text())
+    confusion = np.array(report["confusion"])
+    np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(digits().valid.labels))
+    result = json.loads((tuned / "result.json").read_text())
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(result["accuracy"]["valid"])
+    assert (tuned / "confusion.png").stat().st_size > 1000
+
+
+def test_the_signature_classify_is_the_live_model(tuned):
+    saved = SavedModel(str(tuned / "export"))
+    network, palette, _ = load_model(saved.path)
+    model = Classifier(network, 10)
+    variables = tf.train.load_checkpoint(f"{saved.path}/variables/variables")
+    model.head.assign(variables.get_tensor("weights/head/.ATTRIBUTES/VARIABLE_VALUE"))
+    images, labels = digits().valid.arrays()
+    probabilities, decided = model.classify(palette.encode(images))
+    answer = saved.signature("classify")(images=images)
+    np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-5)
+    np.testing.assert_array_equal(answer["labels"], decided)
+    assert answer["labels"].dtype == np.int32
+    result = json.loads((tuned / "result.json").read_text())
+    assert np.mean(answer["labels"] == labels) == pytest.approx(result["accuracy"]["valid"])
+
+
+def test_a_fine_tuned_model_offers_classes_beside_all_that_a_pretrained_one_does(
+    tuned, saved_model
+):
+    saved = SavedModel(str(tuned / "export"))
+    of_pretrained = set(SavedModel(saved_model).signature_names)
+    assert of_pretrained | {"classify", "classify_bytes"} == set(saved.signature_names)
+    network, palette, _ = load_model(saved.path)
+    [tokens] = Sampler(network).sample(1, seed=3)
+    choice = {"seed": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    sampled = saved.signature("sample")(num_images=1, **choice)
+    np.testing.assert_array_equal(sampled["tokens"], [tokens])
+    np.testing.assert_array_equal(sampled["images"], palette.decode(tokens[None], (8, 8)))
+    completed = saved.signature("complete")(images=sampled["images"], num_given=64, **choice)
+    np.testing.assert_array_equal(completed["tokens"], [tokens])
+    assert saved.metadata["class_names"] == [str(i) for i in range(10)]
+    assert saved.metadata["task"]["name"] == "classification"
+    images = digits().valid.arrays()[0][:3]
+    files = [tf.io.encode_png(image).numpy() for image in images]
+    by_pixels = saved.signature("serving_default")(images=images)
+    by_file = saved.signature("classify_bytes")(image_bytes=files)
+    np.testing.assert_allclose(by_file["probabilities"], by_pixels["probabilities"], atol=1e-6)
+    assert encoders.pretrained(saved).encode(images).shape == (3, 2, 16)
+    report, _ = evaluate(saved, source=None, split="valid", tokens=None, batch_size=64)
+    assert report["nats_per_token"] == pytest.approx(saved.metadata["nats_per_token"], rel=1e-4)
+
+
+def test_a_finished_run_is_left_alone(saved_model, tuned, capsys):
+    before = (tuned / "result.json").stat().st_mtime_ns
+    run(saved_model, tuned, *STEPS)
+    assert "finished" in capsys.readouterr().out
+    assert (tuned / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("fatal", [pytest.param(3, marks=pytest.mark.slow), 9])
+def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_weights(
+    saved_model, tuned, tmp_path, monkeypatch, fatal
+):
+    # Evaluations 1 and 2 are of the first trial, 3 and 4 of the second, 5 to 12 of the run.
+    calls, score = [], Scorer.score
+
+    def dying(self, batches):
+        calls.append(1)
+        if len(calls) == fatal:
+            raise SystemExit(137)
+        return score(self, batches)
+
+    monkeypatch.setattr(Scorer, "score", dying)
+    with pytest.raises(SystemExit):
+        run(saved_model, tmp_path, *STEPS)
+    gc.collect()  # as the end of the process would drop its lock
+    assert run(saved_model, tmp_path, *STEPS) == json.loads((tuned / "result.json").read_text())
+    one, two = (weights_of(workdir, 500) for workdir in (tuned, tmp_path))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_a_run_that_stops_to_improve_ends_early_and_its_best_step_is_exported(
+    saved_model, tmp_path, monkeypatch
+):
+    accuracies = iter([0.3, 0.5, 0.4, 0.5, 0.4, 0.9, 0.9])
+    monkeypatch.setattr(Scores, "accuracy", property(lambda _: next(accuracies, 0.1)))
+    rate = "finetune.learning_rates = [0.01]"
+    result = run(saved_model, tmp_path, rate, "finetune.patience = 30", "finetune.num_steps = 200")
+    assert result["step"] == 20 and (tmp_path / "export" / "20").is_dir()
+    assert (tmp_path / "checkpoints" / "ckpt-50.index").exists()
+    assert not (tmp_path / "checkpoints" / "ckpt-60.index").exists()
+
+
+def test_a_rate_that_diverges_is_out_and_the_others_go_on(tmp_path):
+    tried = []
+
+    class Stub:
+        feed = SimpleNamespace(strategy=tf.distribute.get_strategy())
+
+        def run(self, folder, rate, num_steps):
+            tried.append(rate)
+            if rate > 1:
+                raise NonFiniteLoss(0, num_steps)
+            return SimpleNamespace(checkpoints=SimpleNamespace(best_step=7, best_loss=0.25))
+
+    folder = Workdir(str(tmp_path))
+    for _ in range(2):  # the second time from the files
+        rows, best = search(Stub(), folder, [10.0, 0.1], 10)
+        gc.collect()
+        assert best == 0.1 and [row["valid_accuracy"] for row in rows] == [None, 0.75]
+    assert tried == [10.0, 0.1]
+    with pytest.raises(InputError, match="at every learning rate"):
+        search(Stub(), folder, [20.0, 30.0], 10)
+
+
+def test_a_masked_model_learns_and_answers_the_same_whatever_shares_its_batch(
+    masked_model, tmp_path
+):
+    rate = "finetune.learning_rates = [0.01]"
+    result = run(masked_model, tmp_path, rate, "finetune.num_steps = 300", *RARELY)
+    assert result["accuracy"]["valid"] > 0.25
+    saved = SavedModel(str(tmp_path / "export"))
+    assert saved.metadata["task"]["num_masks"] == 5
+    images = digits().valid.arrays()[0][:6]
+    together = saved.signature("classify")(images=images)
+    again = saved.signature("classify")(images=images[::-1])
+    np.testing.assert_array_equal(again["labels"][::-1], together["labels"])
+    np.testing.assert_allclose(
+        again["probabilities"][::-1], together["probabilities"], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_only_from_scratch_starts_from_weights_of_its_own(saved_model, from_scratch):
+    keras.utils.set_random_seed(5)
+    tuning = SimpleNamespace(
+        model=SavedModel(saved_model),
+        from_scratch=from_scratch,
+        objective=Joint(Autoregressive()),
+        splits=SimpleNamespace(num_classes=10),
+    )
+    classifier, (pretrained, _, _) = Tuning.new_classifier(tuning), load_model(saved_model)
+    assert not np.any(classifier.head.numpy())
+    pairs = zip(classifier.network.weights, pretrained.weights, strict=True)
+    equal = [np.array_equal(own.numpy(), other.numpy()) for own, other in pairs]
+    assert all(equal) != from_scratch
+
+
+def small_source(images, labels, class_names=("a", "b")):
+    part = ArrayExamples(images, labels)
+    return Source(part, part, None, class_names, "digits")
+
+
+def test_the_test_part_has_a_line_of_its_own(saved_model, tmp_path):
+    part = digits().valid.take(np.arange(40))
+    source = Source(part, part, part, digits().class_names, "digits")
+    rate = "finetune.learning_rates = [0.01]"
+    result = run(saved_model, tmp_path, rate, "finetune.num_steps = 10", source=source)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (lines[-1]["step"], lines[-1]["split"]) == (10, "test")
+    assert lines[-1]["accuracy"] == pytest.approx(result["accuracy"]["test"], rel=1e-5)
+
+
+def test_data_that_cannot_be_told_apart_are_refused_in_one_line(saved_model, tmp_path):
+    images = np.zeros((12, 8, 8, 3), "uint8")
+    sources = {
+        "no labels": small_source(images, None, None),
+        "two classes": small_source(images, np.zeros(12, "int32")),
+        "0 to 1": small_source(images, np.arange(12) % 3),
+        "8x8 pixels": small_source(images[:, :6, :6], np.arange(12) % 2),
+    }
+    for message, source in sources.items():
+        with pytest.raises(InputError, match=message):
+            run(saved_model, tmp_path / "never", source=source)
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        ("finetune.learning_rates = []", "at least one learning rate"),
+        ("finetune.learning_rates = [0.0]", "above 0"),
+        ("joint.generative_weight = -1.0", "0 or more"),
+        ("finetune.num_steps = 0", "1 or more"),
+        ("intervals.evaluate_every = 0", "must be measured"),
+        ("build_optimizer.learning_rate = 0.1", "build_optimizer"),
+    ],
+)
+def test_a_mistaken_configuration_is_refused(saved_model, tmp_path, binding, message):
+    import igpt_tf.training.train  # noqa: F401 - so that gin knows build_optimizer
+
+    with pytest.raises((InputError, ValueError), match=message):
+        run(saved_model, tmp_path / "never", binding)
+    assert not (tmp_path / "never").exists()
