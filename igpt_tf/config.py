@@ -4,9 +4,11 @@ import contextlib
 import os
 import tokenize
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import gin
 from absl import flags
+from gin import config_parser
 
 from igpt_tf import bindings
 from igpt_tf.errors import InputError
@@ -100,6 +102,47 @@ def borrow(root: str, names: Sequence[str], lender: str = "train") -> None:
 def bound(name: str):
     """What a configurable's parameter is bound to, None if to nothing."""
     return gin.query_parameter(name) if _is_bound(name) else None
+
+
+def parse_bindings(text: str) -> dict[str, str]:
+    """Parses gin text without applying it: no configurable needs to be registered.
+
+    Comments, imports and includes are skipped; the last binding of a name wins. Values are written
+    in Python's form, so texts that differ only in quotes, line breaks or spaces compare equal.
+
+    Raises:
+        InputError: The text is not gin.
+
+    Example:
+        parse_bindings("train.seed = 0  # the default\\nshift/train.objective = @masked()")
+        # {"train.seed": "0", "shift/train.objective": "@masked()"}
+    """
+    bindings = {}
+    with _parsing(f"{text[:100]!r}"):
+        for statement in config_parser.ConfigParser(text, _References()):
+            if isinstance(statement, config_parser.BindingStatement):
+                name = ".".join(filter(None, (statement.selector, statement.arg_name)))
+                name = f"{statement.scope}/{name}" if statement.scope else name
+                bindings[name] = repr(statement.value)
+    return bindings
+
+
+@dataclass(frozen=True)
+class _Reference:
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _References(config_parser.ParserDelegate):
+    """Keeps references and macros as text."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return _Reference(f"@{scoped_configurable_name}{'()' if evaluate else ''}")
+
+    def macro(self, macro_name):
+        return _Reference(f"%{macro_name}")
 
 
 def operative_text() -> str:

@@ -64,3 +64,29 @@ def test_the_operative_text_repeats_the_configuration():
     gin.clear_config()
     gin.parse_config(text)
     assert bake() == result and config.operative_text() == text
+
+
+def test_gin_text_is_parsed_without_being_applied():
+    text = """# A comment with a.b = 1
+import os
+bake.loaves = 3  # a comment
+oven/bake.flour = [@rye, @wheat(),
+    %SPARE]  # continued
+SPARE = "it's = # not a comment"
+bake:
+    loaves = 4
+"""
+    assert config.parse_bindings(text) == {
+        "bake.loaves": "4",
+        "oven/bake.flour": "[@rye, @wheat(), %SPARE]",
+        "SPARE": '"it\'s = # not a comment"',
+    }
+    assert config.parse_bindings("a.b = 'x'") == config.parse_bindings('a.b = \\\n    "x"')
+    assert config.parse_bindings("") == {}
+
+
+@pytest.mark.parametrize("text", ["a.b = ", "a.b = [", "a.b = 'x", "\0", "a.b = " + "[" * 5000])
+def test_text_that_is_not_gin_is_refused_in_one_line(text):
+    with pytest.raises(InputError) as refusal:
+        config.parse_bindings(text)
+    assert "\n" not in str(refusal.value)
