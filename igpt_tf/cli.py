@@ -45,8 +45,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         _say(
             "the memory does not suffice: take smaller batches, or cut them into parts "
-            "(step_options.gradient_accumulation_steps) or keep less (build_model.remat) while training; "
-            "tools.plan tells what fits"
+            "(step_options.gradient_accumulation_steps) or keep less (build_model.remat) while "
+            "training; tools.plan tells what fits"
         )
         os._exit(EXIT_INPUT)  # other threads would go on asking for memory
 

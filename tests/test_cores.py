@@ -8,7 +8,11 @@ import pytest
 
 from igpt_tf import runtime
 
-_TELL = "from igpt_tf import cores; runtime.use_one_thread_per_op(); print(runtime.num_cores(), runtime.num_parallel_ops())"
+_TELL = """
+from igpt_tf import runtime
+runtime.use_one_thread_per_op()
+print(runtime.num_cores(), runtime.num_parallel_ops())
+"""
 
 
 def told(**environment):

@@ -1,4 +1,4 @@
-"""What a run file will take on a device: memory, batch, gradient_accumulation_steps, time. Needs no data.
+"""What a run file will take on a device: memory, batch, gradient accumulation, time. Needs no data.
 
 python -m tools.plan --gin_file=gin/runs/imagenet32_l_ar.gin --memory_gb=80 [--flops=312e12]
 

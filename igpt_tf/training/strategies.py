@@ -176,6 +176,7 @@ def check_batch_size(
         replicas * gradient_accumulation_steps
     ):
         raise InputError(
-            "the global batch must be a positive multiple of replicas x gradient_accumulation_steps. Received: "
-            f"train.batch_size={batch_size}, replicas={replicas}, gradient_accumulation_steps={gradient_accumulation_steps}"
+            "the global batch must be a positive multiple of replicas x "
+            f"gradient_accumulation_steps. Received: train.batch_size={batch_size}, "
+            f"replicas={replicas}, gradient_accumulation_steps={gradient_accumulation_steps}"
         )

@@ -22,14 +22,14 @@ class StepOptions:
     """How a step is carried out.
 
     Attributes:
-        gradient_accumulation_steps: Parts a replica's share of a batch is cut into, one after the other in
-            memory, before the one optimizer step. None cuts on CPUs only, so that a core has about
-            a thousand positions at a time, which take less memory and lie in its caches.
+        gradient_accumulation_steps: Parts a replica's share of a batch is cut into, one after the
+            other in memory, before the one optimizer step. None cuts on CPUs only, so that a core
+            has about a thousand positions at a time, which take less memory and lie in its caches.
         clip_norm: Largest global norm of the whole batch's gradient; None does not clip.
         jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
             is an accelerator (on CPUs TensorFlow's own kernels are faster).
-        steps_per_execution: Optimizer steps the host asks for at once: more than 1 where a step is so
-            short that the host's work between two steps shows, as on a TPU.
+        steps_per_execution: Optimizer steps the host asks for at once: more than 1 where a step is
+            so short that the host's work between two steps shows, as on a TPU.
     """
 
     gradient_accumulation_steps: int | None = None

@@ -217,7 +217,8 @@ with strategy.scope():
     adam = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
     one = trainer.Trainer(model, kind, adam, colours, batch_size=16,
                           clip_norm=float(sys.argv[3]), jit_compile=True, steps_per_execution=stack)
-feed = input_pipeline.InputPipeline(kind, colours, strategy, batch_size=16, quantize_on_device=False)
+feed = input_pipeline.InputPipeline(
+    kind, colours, strategy, batch_size=16, quantize_on_device=False)
 batches = feed.train_batches(
     examples, seed=0, first_step=0, augmentation=[data.shift()], stack=stack)
 losses = [float(one.train_step(next(batches))) for _ in range(20 // stack)]
