@@ -229,7 +229,7 @@ class InputPipeline:
 
     def _draws(self, examples, seed):
         length = int(np.prod(examples.image_size))
-        return lambda step: self._objective.draws(
+        return lambda step: self._objective.random_inputs(
             seed=seed, step=step, batch_size=self.batch_size, sequence_length=length
         )
 

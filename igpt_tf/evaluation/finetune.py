@@ -15,7 +15,7 @@ from igpt_tf.evaluation.splits import Splits, labelled, source_of
 from igpt_tf.evaluation.tuning import Run, Tuning, search
 from igpt_tf.files import write_json
 from igpt_tf.formatting import percent
-from igpt_tf.objectives import objective_from_description
+from igpt_tf.objectives import objective_from_config
 from igpt_tf.savedmodel.load import SavedModel
 from igpt_tf.savedmodel.write import write_classifier
 from igpt_tf.training import profiling, running, strategies
@@ -84,7 +84,7 @@ def finetune(
     running.set_precision("finetune.precision", precision)
     source = source_of(model, source, "finetune")
     splits = labelled(source, num_train, seed)
-    generative = objective_from_description(model.metadata["objective"])
+    generative = objective_from_config(model.metadata["objective"])
     objective = build_objective(generative=generative)
     search_steps = _checked_steps(num_steps, search_steps, intervals)
     for length in (num_steps, search_steps):
@@ -137,7 +137,7 @@ def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: lis
     if "test" in scores:
         _note_test(folder, step, scores["test"])
     task = {
-        **tuning.objective.description(),
+        **tuning.objective.get_config(),
         "learning_rate": run.learning_rate,
         "from_scratch": tuning.from_scratch,
     }
@@ -149,7 +149,7 @@ def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: lis
         folder.file("export", str(step)),
         masks=tuning.masks,
         task=task,
-        objective=tuning.objective.generative.description(),
+        objective=tuning.objective.generative.get_config(),
         data=source.description,
         class_names=names,
         step=step,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from igpt_tf.errors import InputError
 from igpt_tf.image_grid import grid, write_png
+from igpt_tf.objectives import Objective
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
 from igpt_tf.training import strategies
@@ -231,7 +232,8 @@ class Draw:
     Args:
         sampler: Paints with the model in training.
         palette: Colours of the tokens.
-        originals: Tokens int32[n,T] of held-out images; their lower halves are painted anew.
+        originals: Tokens int32[n,T] of held-out images; their lower halves are completed.
+        objective: Whether images can be sampled from nothing.
         summaries: Shows the pictures in TensorBoard.
         path: Formats the PNG's path from the step.
         seed: The same noise at every call, so that pictures compare.
@@ -242,6 +244,7 @@ class Draw:
         sampler: Sampler,
         palette: Palette,
         originals: np.ndarray,
+        objective: Objective,
         summaries: Summaries,
         path: Callable[[int], str],
         *,
@@ -250,13 +253,14 @@ class Draw:
         self._sampler = sampler
         self._palette = palette
         self._originals = originals
+        self._objective = objective
         self._summaries = summaries
         self._path = path
         self._seed = seed
 
     def __call__(self, step: int) -> None:
         pictures = {"completions": self._completions()}
-        if self._sampler.model.causal:
+        if self._objective.generation == "raster order":
             pictures["samples"] = self._samples()
         for name, picture in pictures.items():
             self._summaries.image(step, name, picture)

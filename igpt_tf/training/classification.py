@@ -37,7 +37,9 @@ def ensemble_masks(objective, number: int, image_size: tuple[int, int]) -> np.nd
     if number < 1:
         raise InputError(f"an ensemble has at least one mask. Received: num_masks={number}")
     length = image_size[0] * image_size[1]
-    draws = objective.draws(seed=_MASK_SEED, step=0, batch_size=number, sequence_length=length)
+    draws = objective.random_inputs(
+        seed=_MASK_SEED, step=0, batch_size=number, sequence_length=length
+    )
     return draws["masked"].numpy() if "masked" in draws else None
 
 

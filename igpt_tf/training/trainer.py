@@ -78,7 +78,7 @@ class Trainer:
         self.strategy = tf.distribute.get_strategy()
         strategies.check_batch_size(self.strategy, batch_size, gradient_accumulation_steps)
         jit_compile = runtime.has_accelerator() if jit_compile is None else jit_compile
-        network = model.network if objective.labelled else model
+        network = model.network if objective.uses_labels else model
         self._blocks = nullcontext if jit_compile else OneTrace(network).in_use
         looped = not jit_compile and elementwise.worthwhile(network)
         self._loops = elementwise.in_loops if looped else nullcontext
@@ -204,7 +204,9 @@ class Trainer:
         return [{name: parts[i] for name, parts in columns.items()} for i in range(len(sizes))]
 
     def _branch_nats(self, batch):
-        unused = ("tokens", "images") if self.objective.labelled else ("tokens", "images", "labels")
+        unused = (
+            ("tokens", "images") if self.objective.uses_labels else ("tokens", "images", "labels")
+        )
         draws = {key: batch[key] for key in batch if key not in unused}
         return self.objective(self.model, self.tokens(batch), **draws)
 

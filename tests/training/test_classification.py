@@ -32,14 +32,14 @@ def classifier(*, causal=True, head=False, generative=True):
 
 def trainer(objective, **arguments):
     model = classifier(
-        causal=objective.causal, generative=objective.generative_weight > 0, **arguments
+        causal=objective.generative.causal, generative=objective.generative_weight > 0, **arguments
     )
     return Trainer(model, objective, keras.optimizers.Adam(0.01), PALETTE, batch_size=8)
 
 
 def batch_of(objective, step=0):
-    draws = objective.draws(seed=0, step=step, batch_size=8, sequence_length=16)
-    return {"tokens": tf.constant(TOKENS), "labels": tf.constant(LABELS), **draws}
+    random_inputs = objective.random_inputs(seed=0, step=step, batch_size=8, sequence_length=16)
+    return {"tokens": tf.constant(TOKENS), "labels": tf.constant(LABELS), **random_inputs}
 
 
 @pytest.mark.parametrize("generative", [Autoregressive(), Masked(0.3)])
@@ -51,13 +51,13 @@ def test_a_new_head_costs_the_logarithm_of_the_number_of_classes(generative):
 @pytest.mark.parametrize("generative", [Autoregressive(), Masked(0.3)])
 def test_the_joint_loss_is_the_sum_of_what_its_parts_are_alone(generative):
     model = classifier(causal=generative.causal, head=True)
-    draws = generative.draws(seed=0, step=0, batch_size=8, sequence_length=16)
-    joint = Joint(generative, 2.0, 3.0)(model, TOKENS, LABELS, **draws)
-    nats = generative(model.network, TOKENS, **draws)
-    logits = model(TOKENS, **draws)
+    random_inputs = generative.random_inputs(seed=0, step=0, batch_size=8, sequence_length=16)
+    joint = Joint(generative, 2.0, 3.0)(model, TOKENS, LABELS, **random_inputs)
+    nats = generative(model.network, TOKENS, **random_inputs)
+    logits = model(TOKENS, **random_inputs)
     class_nats = keras.losses.sparse_categorical_crossentropy(LABELS, logits, from_logits=True)
     np.testing.assert_allclose(joint, 2 * np.array(nats) + 3 * np.array(class_nats), rtol=1e-5)
-    alone = Joint(generative, 0.0)(model, TOKENS, LABELS, **draws)
+    alone = Joint(generative, 0.0)(model, TOKENS, LABELS, **random_inputs)
     np.testing.assert_allclose(alone, class_nats, rtol=1e-6)
 
 
@@ -79,8 +79,8 @@ def test_training_learns_the_classes_and_moves_the_token_predictions_only_if_ask
     scorer = Scorer(joint, ensemble_masks(generative, 3, (4, 4)))
     scores = scorer.score([{**batch, "weight": tf.ones(8)}])
     assert scores.accuracy > 0.8 and scores.class_nats < 0.7 * np.log(3)
-    draws = {key: value for key, value in batch.items() if key == "masked"}
-    nats = np.mean(generative(joint.model.network, TOKENS, **draws))
+    random_inputs = {key: value for key, value in batch.items() if key == "masked"}
+    nats = np.mean(generative(joint.model.network, TOKENS, **random_inputs))
     assert scores.nats_per_token == pytest.approx(nats, rel=1e-5)
     moved = np.any(joint.model.network.output_embedding.numpy() != before)
     assert moved == bool(weight)

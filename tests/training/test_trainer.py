@@ -58,15 +58,15 @@ def test_a_step_that_recomputes_its_blocks_trains_alike(jit_compile):
 @pytest.mark.parametrize("objective", [Autoregressive(), Masked(0.5)])
 def test_cores_that_take_parts_of_a_batch_train_and_judge_alike(objective, monkeypatch):
     def judged():
-        trainer, draws = small_trainer(objective), {}
+        trainer, random_inputs = small_trainer(objective), {}
         if not objective.causal:
-            draws["masked"] = tf.constant(np.random.default_rng(0).random((8, 16)) < 0.5)
-        taken = losses(trainer, **draws)
+            random_inputs["masked"] = tf.constant(np.random.default_rng(0).random((8, 16)) < 0.5)
+        taken = losses(trainer, **random_inputs)
         tokens = tf.constant(PALETTE.encode(images_of(9)))
         weight = tf.constant([1.0] * 5 + [0.0] * 3)
         return len(trainer.branches({"tokens": tokens})), [
             *taken,
-            trainer.evaluate([{"tokens": tokens, "weight": weight, **draws}]),
+            trainer.evaluate([{"tokens": tokens, "weight": weight, **random_inputs}]),
         ]
 
     one, alone = judged()
@@ -156,8 +156,8 @@ def test_images_quantised_in_the_step_train_like_tokens_from_the_host():
 @pytest.mark.parametrize("objective", [Autoregressive(), Masked(0.3)])
 def test_training_on_one_batch_learns_it(objective):
     trainer = small_trainer(objective, jit_compile=False)
-    draws = objective.draws(seed=0, step=0, batch_size=8, sequence_length=16)
-    batch = {"tokens": tf.constant(PALETTE.encode(images_of(0))), **draws}
+    random_inputs = objective.random_inputs(seed=0, step=0, batch_size=8, sequence_length=16)
+    batch = {"tokens": tf.constant(PALETTE.encode(images_of(0))), **random_inputs}
     first = float(trainer.train_step(batch))
     for _ in range(60):
         last = float(trainer.train_step(batch))
