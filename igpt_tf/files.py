@@ -10,8 +10,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
+import msgspec
 import numpy as np
 
 from igpt_tf.errors import InputError
@@ -63,20 +64,25 @@ def write_json(path: str, content) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: str, *, description: str, fix: str):
-    """Reads a JSON file.
+def read_json(path: str, *, description: str, fix: str, schema: Any = Any):
+    """Reads and validates a JSON file.
 
     Args:
         path: The file.
         description: What the file is, for the error, e.g. "the index of the shards".
         fix: What the user can do about a damaged file.
+        schema: The type of the content, e.g. a `msgspec.Struct` or `dict[str, int]`. Integers that
+            a float cannot hold, NaN and text that is not Unicode are rejected with any schema.
+
+    Returns:
+        The content as `schema`.
 
     Raises:
-        InputError: The file is missing, unreadable or not JSON.
+        InputError: The file is missing, unreadable, not JSON or not of the schema.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=schema)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(
