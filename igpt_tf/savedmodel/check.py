@@ -6,13 +6,14 @@ import time
 import numpy as np
 
 from igpt_tf.errors import InputError
+from igpt_tf.sampling.params import MOST_IMAGES
 from igpt_tf.savedmodel import c_library as library
 from igpt_tf.savedmodel import metadata as exported
-from igpt_tf.savedmodel import requests
-from igpt_tf.savedmodel import spec as contract
+from igpt_tf.savedmodel import spec
 from igpt_tf.savedmodel import warmup_reader as warmup
 from igpt_tf.savedmodel.c_library import StatusError
-from igpt_tf.savedmodel.session import Session
+from igpt_tf.savedmodel.session import Session, TensorInfo
+from igpt_tf.savedmodel.spec import TensorSpec, byte_strings, example_request
 
 # A server may lack the first kinds; the others answer differently every time.
 _FORBIDDEN = ("Xla", "PyFunc", "EagerPyFunc", "RandomUniform", "RandomStandard", "Multinomial")
@@ -64,9 +65,9 @@ class Check:
                 f"export it again. Received: path={self.path}"
             ) from None
         self.load_milliseconds = 1000 * (time.perf_counter() - start)
-        self._promised = contract.promised(self._metadata)
-        self._sizes = contract.sizes_of(self._metadata)
-        self._kind = contract.kind_of(self._metadata)
+        self._promised = spec.available_signatures(self._metadata)
+        self._sizes = spec.sizes_of(self._metadata)
+        self._kind = _kind(self._metadata)
 
     def run(self) -> dict:
         """Asks everything; a report for JSON, whose "problems" are the breaches in words."""
@@ -96,32 +97,34 @@ class Check:
         if name not in self._promised:
             wrong = f"{name} is there, which a model of this kind ({self._kind}) must not have"
             return Row(name, {}, {}, problems=[wrong])
-        inputs, outputs = self._promised[name]
+        promised = self._promised[name]
+        inputs, outputs = promised.inputs, promised.outputs
         row = Row(name, _words(inputs), _words(outputs))
         if name not in self._names:
             row.problems.append(f"{name} is missing")
             return row
         signature = self._session.signatures[name]
-        row.problems += contract.differences(name, signature, inputs, outputs)
+        row.problems += _differences(name, signature, inputs, outputs)
         if not row.problems:
             try:
-                self._ask(row, inputs, outputs)
-                self._ask_absurd(row, inputs)
+                self._ask(row, promised)
+                self._ask_absurd(row, promised)
             except StatusError as error:
                 row.problems.append(f"{name} fails: {error}")
         return row
 
-    def _ask(self, row: Row, inputs: dict, outputs: dict) -> None:
+    def _ask(self, row: Row, promised: spec.Signature) -> None:
         """Twice one image, then three."""
-        one = requests.sound(inputs, self._sizes, 1)
+        outputs = promised.outputs
+        one = example_request(promised, self._sizes)
         (answer, first), (again, second) = (self._timed(row.name, one) for _ in range(2))
         row.milliseconds = (first, second)
         if any(not np.array_equal(answer[key], again[key]) for key in answer):
             row.problems.append(f"{row.name} answers the same request differently")
-        three, _ = self._timed(row.name, requests.sound(inputs, self._sizes, 3))
+        three, _ = self._timed(row.name, example_request(promised, self._sizes, 3))
         for batch_size, found in ((1, answer), (3, three)):
             row.problems += _wrong(row.name, found, outputs, batch_size)
-        if not row.problems and not _agree(answer, three, "seed" in inputs):
+        if not row.problems and not _agree(answer, three, promised.is_random):
             row.problems.append(f"{row.name} answers differently in a batch")
 
     def _timed(self, name: str, inputs: dict) -> tuple[dict, float]:
@@ -129,12 +132,12 @@ class Check:
         answer = self._session.run(name, inputs)
         return answer, 1000 * (time.perf_counter() - start)
 
-    def _ask_absurd(self, row: Row, inputs: dict) -> None:
+    def _ask_absurd(self, row: Row, promised: spec.Signature) -> None:
         """Whatever nobody can want is refused in clear words, and the model lives on."""
-        for key, value, word in requests.absurd(self._sizes):
-            if key not in inputs:
+        for key, value, word in _invalid_inputs(self._sizes):
+            if key not in promised.inputs:
                 continue
-            request = {**requests.sound(inputs, self._sizes, 1), key: value}
+            request = {**example_request(promised, self._sizes), key: value}
             try:
                 self._session.run(row.name, request)
                 row.problems.append(f"{row.name} accepts {key}={_shown(value)}")
@@ -158,9 +161,9 @@ class Check:
         """`serving_default` answers as the signature it stands for."""
         if any(row.problems for row in rows):
             return []
-        like = "classify" if contract.is_finetuned(self._metadata) else "features"
-        request = requests.sound(self._promised[like][0], self._sizes, 1)
-        default, named = (self._session.run(name, request) for name in ("serving_default", like))
+        like = spec.default_signature(self._metadata)
+        request = example_request(self._promised[like], self._sizes)
+        default, named = (self._session.run(name, request) for name in (spec.DEFAULT, like))
         same = all(np.array_equal(default[key], named[key]) for key in named)
         return [] if same else [f"serving_default does not answer as {like}"]
 
@@ -194,11 +197,11 @@ def _must_compile(attributes) -> bool:
 def _wrong(name: str, answer: dict, outputs: dict, batch_size: int) -> list[str]:
     """Answers of another type or shape than promised, or not finite."""
     found = []
-    for key, spec in outputs.items():
-        array, spec = answer[key], spec.of({"B": batch_size})
-        if not spec.admits(array.dtype.name, array.shape):
+    for key, promised in outputs.items():
+        array, tensor = answer[key], promised.with_sizes({"B": batch_size})
+        if not tensor.accepts(array.dtype.name, array.shape):
             shown = f"{array.dtype.name}{list(array.shape)}"
-            found.append(f"{name} returned {key} as {shown}, not {spec}")
+            found.append(f"{name} returned {key} as {shown}, not {tensor}")
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             found.append(f"{name} returned {key} that are not finite")
     return found
@@ -212,3 +215,67 @@ def _agree(one: dict, three: dict, drawn: bool) -> bool:
     return drawn or all(
         np.allclose(one[key][0], three[key][0], rtol=_TOLERANCE, atol=_TOLERANCE) for key in one
     )
+
+
+def _kind(metadata: dict) -> str:
+    """ "autoregressive" or "masked", and whether fine-tuned."""
+    kind = "autoregressive" if metadata["model"]["causal"] else "masked"
+    return f"{kind}, fine-tuned" if metadata.get("task") else kind
+
+
+def _differences(name: str, signature, inputs: dict, outputs: dict) -> list[str]:
+    """How a signature differs from the promised inputs and outputs, in words."""
+    return [
+        *_tensor_differences(f"{name} takes", signature.inputs, inputs),
+        *_tensor_differences(f"{name} returns", signature.outputs, outputs),
+    ]
+
+
+def _tensor_differences(
+    what: str, infos: dict[str, TensorInfo], specs: dict[str, TensorSpec]
+) -> list[str]:
+    found = []
+    for key in sorted(infos.keys() | specs.keys()):
+        if key not in specs:
+            found.append(f"{what} {key}, which the contract does not know")
+        elif key not in infos:
+            found.append(f"{what} no {key} ({specs[key]})")
+        elif not specs[key].accepts(infos[key].dtype, infos[key].shape):
+            found.append(f"{what} {key} as {_words_of(infos[key])}, not {specs[key]}")
+        elif "B" in specs[key].axes and infos[key].shape[specs[key].axes.index("B")] is not None:
+            found.append(f"{what} {key} with a fixed batch size, {_words_of(infos[key])}")
+    return found
+
+
+def _words_of(info: TensorInfo) -> str:
+    if info.shape is None:
+        return f"{info.dtype} of any shape"
+    return f"{info.dtype}[{','.join('B' if size is None else str(size) for size in info.shape)}]"
+
+
+def _invalid_inputs(sizes: dict[str, int]) -> list[tuple[str, np.ndarray, str]]:
+    """(input, a value of it that must be refused, a word of the refusal)."""
+    return [
+        ("image_bytes", byte_strings([b"not an image"]), "PNG or JPEG"),
+        ("image_bytes", byte_strings([b""]), "bytes"),
+        ("image_bytes", byte_strings([_image_of_many_pixels()]), "pixels"),
+        ("num_images", np.int32(0), "num_images"),
+        ("num_images", np.int32(MOST_IMAGES + 1), "num_images"),
+        ("num_given", np.int32(sizes["T"] + 1), "num_given"),
+        ("num_given", np.int32(-1), "num_given"),
+        ("temperature", np.float32("nan"), "temperature"),
+        ("temperature", np.float32("inf"), "temperature"),
+        ("temperature", np.float32(-1), "temperature"),
+        ("top_k", np.int32(-1), "top_k"),
+        ("top_p", np.float32(0), "top_p"),
+        ("top_p", np.float32(1.5), "top_p"),
+        ("tokens", np.full((1, sizes["T"]), sizes["V"], "int32"), "tokens"),
+    ]
+
+
+def _image_of_many_pixels() -> bytes:
+    """A small PNG file whose header declares 2^30 pixels."""
+    example = example_request(spec.SIGNATURES["features_bytes"], {"H": 4, "W": 4})
+    content = bytearray(example["image_bytes"][0])
+    content[16:24] = (2**15).to_bytes(4, "big") * 2
+    return bytes(content)

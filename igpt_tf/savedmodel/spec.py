@@ -1,135 +1,320 @@
-"""What every SavedModel of ours promises: signatures, their inputs and outputs, by kind of model.
+"""The signatures of a SavedModel: one table of names, inputs, outputs and limits.
 
-The README's section "The SavedModel" in a form that a program can hold a model to.
+The writer, the checker, the warm-up records, the client, the web page and the README's table take
+their signatures from `SIGNATURES`. To add one, add an entry here, a method of the same name to
+`signatures.SignatureFunctions` and a test of what it computes. TensorFlow is not imported.
 """
 
 import dataclasses
+import io
 
-from igpt_tf.savedmodel.session import Signature, TensorInfo
+import numpy as np
+from PIL import Image
+
+from igpt_tf.sampling.params import MOST_BYTES, MOST_IMAGES, MOST_PIXELS
+
+DEFAULT = "serving_default"  # answers as `default_signature` of the model
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
-    """A type and a shape of numbers and letters: B any batch, the others the model's."""
+class TensorSpec:
+    """Type and shape of an input or output.
+
+    Attributes:
+        dtype: NumPy's name of the type, or "string".
+        axes: Sizes. Letters stand for B (batch), H, W (image), T = H W (tokens), L+1 (layers and
+            the final norm), D (hidden), V (vocabulary) and C (classes); None is unknown.
+        description: What it is and which values are allowed, as a phrase.
+    """
 
     dtype: str
-    shape: tuple[str | int, ...] = ()
+    axes: tuple[str | int | None, ...] = ()
+    description: str = ""
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+        return f"{self.dtype}[{','.join(map(str, self.axes))}]"
 
-    def of(self, sizes: dict[str, int]) -> "Spec":
-        """With the letters that `sizes` knows replaced."""
-        return Spec(self.dtype, tuple(sizes.get(size, size) for size in self.shape))
+    def with_sizes(self, sizes: dict[str, int]) -> "TensorSpec":
+        """Replaces the letters that `sizes` has."""
+        axes = tuple(sizes.get(axis, axis) for axis in self.axes)
+        return dataclasses.replace(self, axes=axes)
 
-    def admits(self, dtype: str, shape) -> bool:
-        """Whether it describes values of that type and shape, whose None is any size."""
-        return (
-            dtype == self.dtype
-            and shape is not None
-            and len(shape) == len(self.shape)
-            and all(isinstance(mine, str) or mine == theirs
-                    for mine, theirs in zip(self.shape, shape, strict=True))
-        )  # fmt: skip
+    def accepts(self, dtype: str, shape: tuple[int | None, ...] | None) -> bool:
+        """Whether a tensor of this type and shape satisfies the spec. Letters accept any size."""
+        if dtype != self.dtype or shape is None or len(shape) != len(self.axes):
+            return False
+        return all(
+            isinstance(axis, str) or axis == size
+            for axis, size in zip(self.axes, shape, strict=True)
+        )
 
 
-_IMAGES = {"images": Spec("uint8", ("B", "H", "W", 3))}
-_FILES = {"image_bytes": Spec("string", ("B",))}
-_TOKENS = {"tokens": Spec("int32", ("B", "T"))}
-_CHOICE = {
-    "seed": Spec("int32"),
-    "temperature": Spec("float32"),
-    "top_k": Spec("int32"),
-    "top_p": Spec("float32"),
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A named function of a SavedModel.
+
+    Attributes:
+        name: Its name.
+        description: What it computes, in one line.
+        inputs: Input name -> `TensorSpec`.
+        outputs: Output name -> `TensorSpec`.
+        completion: The `completion` in the metadata of the models that have it; None for all.
+        task: The name of the `task` in the metadata of the models that have it; None for all.
+    """
+
+    name: str
+    description: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    completion: str | None = None
+    task: str | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the answer depends on a seed."""
+        return "seed" in self.inputs
+
+    def is_available(self, metadata: dict) -> bool:
+        """Whether the model with this metadata has the signature."""
+        task = (metadata.get("task") or {}).get("name")
+        return self.completion in (None, metadata["completion"]) and self.task in (None, task)
+
+    def with_sizes(self, sizes: dict[str, int]) -> "Signature":
+        """Replaces the letters that `sizes` has in all shapes."""
+        return dataclasses.replace(
+            self,
+            inputs={name: spec.with_sizes(sizes) for name, spec in self.inputs.items()},
+            outputs={name: spec.with_sizes(sizes) for name, spec in self.outputs.items()},
+        )
+
+
+_IMAGES = {"images": TensorSpec("uint8", ("B", "H", "W", 3))}
+_IMAGE_BYTES = {
+    "image_bytes": TensorSpec(
+        "string",
+        ("B",),
+        "image files of any kind that training accepts, of at most "
+        f"{MOST_BYTES // 2**20} MiB and {MOST_PIXELS // 2**20} Mi pixels each",
+    )
 }
-_FEATURES = {"features": Spec("float32", ("B", "L+1", "D"))}
-_CLASSES = {"probabilities": Spec("float32", ("B", "C")), "labels": Spec("int32", ("B",))}
+_TOKENS = {"tokens": TensorSpec("int32", ("B", "T"))}
+_SAMPLING = {
+    "seed": TensorSpec("int32", (), "image i uses seed + i"),
+    "temperature": TensorSpec("float32", (), "above 0"),
+    "top_k": TensorSpec("int32", (), "0: all colours"),
+    "top_p": TensorSpec("float32", (), "above 0, at most 1"),
+}
+_FEATURES = {
+    "features": TensorSpec(
+        "float32",
+        ("B", "L+1", "D"),
+        "post-norm mean of layer l's input, index L the final norm",
+    )
+}
+_CLASSES = {
+    "probabilities": TensorSpec("float32", ("B", "C")),
+    "labels": TensorSpec("int32", ("B",)),
+}
 
-_PAINTED = {**_IMAGES, **_TOKENS}
-_KNOWN = {"known": Spec("bool", ("B", "H", "W")), "num_rounds": Spec("int32")}
-
-# Signature: inputs, outputs.
-_OF_ALL = {
-    "encode": (_IMAGES, _TOKENS),
-    "decode": (_TOKENS, _IMAGES),
-    "features": (_IMAGES, _FEATURES),
-    "features_bytes": (_FILES, _FEATURES),
-    "score": (
-        _IMAGES,
-        {
-            "nats_per_token": Spec("float32", ("B",)),
-            "surprise": Spec("float32", ("B", "H", "W")),
+_TABLE = (
+    Signature(
+        name="encode",
+        description="Converts images to palette tokens.",
+        inputs=_IMAGES,
+        outputs=_TOKENS,
+    ),
+    Signature(
+        name="decode",
+        description="Converts palette tokens to images.",
+        inputs=_TOKENS,
+        outputs=_IMAGES,
+    ),
+    Signature(
+        name="features",
+        description="Computes the features of every layer.",
+        inputs=_IMAGES,
+        outputs=_FEATURES,
+    ),
+    Signature(
+        name="features_bytes",
+        description="Decodes, resizes and crops image files as training does, then as `features`.",
+        inputs=_IMAGE_BYTES,
+        outputs=_FEATURES,
+    ),
+    Signature(
+        name="score",
+        description="Computes the nats of every pixel.",
+        inputs=_IMAGES,
+        outputs={
+            "nats_per_token": TensorSpec("float32", ("B",)),
+            "surprise": TensorSpec("float32", ("B", "H", "W"), "nats at each pixel"),
         },
     ),
-    "complete": ({**_IMAGES, "num_given": Spec("int32"), **_CHOICE}, _PAINTED),
-}
-_OF_CAUSAL = {"sample": ({"num_images": Spec("int32"), **_CHOICE}, _PAINTED)}
-_OF_MASKED = {"inpaint": ({**_IMAGES, **_KNOWN, **_CHOICE}, _PAINTED)}
-_OF_FINETUNED = {"classify": (_IMAGES, _CLASSES), "classify_bytes": (_FILES, _CLASSES)}
+    Signature(
+        name="sample",
+        description="Generates images.",
+        inputs={"num_images": TensorSpec("int32", (), f"1 to {MOST_IMAGES}"), **_SAMPLING},
+        outputs={**_IMAGES, **_TOKENS},
+        completion="raster order",
+    ),
+    Signature(
+        name="complete",
+        description="Keeps the first pixels of images and generates the rest.",
+        inputs={
+            **_IMAGES,
+            "num_given": TensorSpec("int32", (), "raster pixels kept, 0 to T"),
+            **_SAMPLING,
+        },
+        outputs={**_IMAGES, **_TOKENS},
+    ),
+    Signature(
+        name="inpaint",
+        description="Keeps the known pixels of images and generates the others.",
+        inputs={
+            **_IMAGES,
+            "known": TensorSpec("bool", ("B", "H", "W")),
+            "num_rounds": TensorSpec("int32", (), "1 to 1024"),
+            **_SAMPLING,
+        },
+        outputs={**_IMAGES, **_TOKENS},
+        completion="in-painting",
+    ),
+    Signature(
+        name="classify",
+        description="Computes class probabilities and the most probable class.",
+        inputs=_IMAGES,
+        outputs=_CLASSES,
+        task="classification",
+    ),
+    Signature(
+        name="classify_bytes",
+        description="Decodes, resizes and crops image files as training does, then as `classify`.",
+        inputs=_IMAGE_BYTES,
+        outputs=_CLASSES,
+        task="classification",
+    ),
+)
+SIGNATURES = {signature.name: signature for signature in _TABLE}
 
 
 def sizes_of(metadata: dict) -> dict[str, int]:
-    """The letters of shapes, from a SavedModel's metadata."""
-    model = metadata["model"]
+    """Sizes of a model by the letters of the shapes, from its SavedModel's metadata."""
+    model, task = metadata["model"], metadata.get("task")
     height, width = model["image_size"]
-    return {
+    sizes = {
         "H": height,
         "W": width,
         "T": height * width,
         "L+1": model["num_layers"] + 1,
         "D": model["hidden_dim"],
         "V": model["vocabulary_size"],
-        **({"C": metadata["task"]["num_classes"]} if is_finetuned(metadata) else {}),
     }
+    return {**sizes, "C": task["num_classes"]} if task else sizes
 
 
-def kind_of(metadata: dict) -> str:
-    """ "autoregressive" or "masked", and whether fine-tuned."""
-    kind = "autoregressive" if metadata["model"]["causal"] else "masked"
-    return f"{kind}, fine-tuned" if is_finetuned(metadata) else kind
+def default_signature(metadata: dict) -> str:
+    """Name of the signature that `serving_default` answers as."""
+    return "classify" if SIGNATURES["classify"].is_available(metadata) else "features"
 
 
-def is_finetuned(metadata: dict) -> bool:
-    """Whether the model classifies. (The oldest exports lack the key.)"""
-    return metadata.get("task") is not None
+def available_signatures(metadata: dict) -> dict[str, Signature]:
+    """Signatures of the model with this metadata, with its sizes, `serving_default` among them.
 
-
-def promised(metadata: dict) -> dict[str, tuple[dict, dict]]:
-    """Signature -> (inputs, outputs), each name -> `Spec`, of the model with this metadata."""
-    signatures = {**_OF_ALL, **(_OF_CAUSAL if metadata["model"]["causal"] else _OF_MASKED)}
-    if is_finetuned(metadata):
-        signatures |= _OF_FINETUNED
-    signatures["serving_default"] = signatures["classify" if is_finetuned(metadata) else "features"]
+    Args:
+        metadata: Content of a SavedModel's metadata.json.
+    """
     sizes = sizes_of(metadata)
+    found = {
+        name: signature.with_sizes(sizes)
+        for name, signature in SIGNATURES.items()
+        if signature.is_available(metadata)
+    }
+    return {**found, DEFAULT: dataclasses.replace(found[default_signature(metadata)], name=DEFAULT)}
+
+
+def example_request(
+    signature: Signature, sizes: dict[str, int], batch_size: int = 1
+) -> dict[str, np.ndarray]:
+    """A small valid request: input name -> array; strings are arrays of objects.
+
+    The first images of all batch sizes are the same. A completion generates the last pixel only.
+
+    Args:
+        signature: An entry of the table.
+        sizes: From `sizes_of`.
+        batch_size: B.
+    """
     return {
-        name: tuple({key: spec.of(sizes) for key, spec in specs.items()} for specs in both)
-        for name, both in sorted(signatures.items())
+        name: _example(name, spec, sizes, batch_size) for name, spec in signature.inputs.items()
     }
 
 
-def differences(name: str, signature: Signature, inputs: dict, outputs: dict) -> list[str]:
-    """How a signature differs from the promised inputs and outputs, in words."""
-    return [
-        *_differences(f"{name} takes", signature.inputs, inputs),
-        *_differences(f"{name} returns", signature.outputs, outputs),
+# Examples of inputs without a batch axis; `num_images` is the batch size.
+_EXAMPLES = {"seed": 7, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_rounds": 2}
+
+
+def _example(name: str, spec: TensorSpec, sizes: dict[str, int], batch_size: int) -> np.ndarray:
+    if spec.dtype == "string":
+        image = _random_images(1, 2 * sizes["H"], 3 * sizes["W"])[0]
+        return byte_strings([_png(image)] * batch_size)
+    if name == "images":
+        return _random_images(batch_size, sizes["H"], sizes["W"])
+    if name == "num_images":
+        return np.asarray(batch_size, spec.dtype)
+    if name == "num_given":
+        return np.asarray(sizes["T"] - 1, spec.dtype)
+    if name in _EXAMPLES:
+        return np.asarray(_EXAMPLES[name], spec.dtype)
+    shape = spec.with_sizes({**sizes, "B": batch_size}).axes
+    limit = sizes["V"] if name == "tokens" else 2
+    return np.random.default_rng(0).integers(0, limit, shape).astype(spec.dtype)
+
+
+def _random_images(num_images: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num_images, height, width, 3), "uint8")
+
+
+def _png(image: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
+def byte_strings(contents: list[bytes]) -> np.ndarray:
+    """An array of objects: NumPy's own arrays of bytes drop trailing zeros."""
+    array = np.empty(len(contents), object)
+    array[:] = contents
+    return array
+
+
+def markdown_table() -> str:
+    """The table of the README's section "The SavedModel".
+
+    A tensor's type and description stand where it is mentioned first.
+    """
+    lines = [
+        "| signature | inputs | outputs |",
+        "|---|---|---|",
+        f"| `{DEFAULT}` | as `features` (pretrained) or `classify` (fine-tuned) | |",
     ]
+    mentioned = set()
+    for signature in SIGNATURES.values():
+        cells = [f"`{signature.name}`{_condition(signature)}"]
+        for specs in (signature.inputs, signature.outputs):
+            cells.append(", ".join(_mention(*item, mentioned) for item in specs.items()))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def _differences(what: str, infos: dict[str, TensorInfo], specs: dict[str, Spec]) -> list[str]:
-    found = []
-    for key in sorted(infos.keys() | specs.keys()):
-        if key not in specs:
-            found.append(f"{what} {key}, which the contract does not know")
-        elif key not in infos:
-            found.append(f"{what} no {key} ({specs[key]})")
-        elif not specs[key].admits(infos[key].dtype, infos[key].shape):
-            found.append(f"{what} {key} as {_shown(infos[key])}, not {specs[key]}")
-        elif "B" in specs[key].shape and infos[key].shape[specs[key].shape.index("B")] is not None:
-            found.append(f"{what} {key} with a fixed batch size, {_shown(infos[key])}")
-    return found
+def _condition(signature: Signature) -> str:
+    kinds = {"raster order": "autoregressive", "in-painting": "masked"}
+    if signature.completion:
+        return f" ({kinds[signature.completion]} models)"
+    return " (fine-tuned models)" if signature.task else ""
 
 
-def _shown(info: TensorInfo) -> str:
-    if info.shape is None:
-        return f"{info.dtype} of any shape"
-    return f"{info.dtype}[{','.join('B' if size is None else str(size) for size in info.shape)}]"
+def _mention(name: str, spec: TensorSpec, mentioned: set[str]) -> str:
+    if name in mentioned:
+        return name
+    mentioned.add(name)
+    return f"{name} {spec}" + (f" ({spec.description})" if spec.description else "")
