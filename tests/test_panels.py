@@ -8,6 +8,7 @@ import pytest
 
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import Sampler, panels
+from igpt_tf.sampling.params import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,11 @@ def test_with_panels_in_the_place_of_kernels_the_images_stay_what_they_are(
     monkeypatch.setattr(panels, "_COLUMNS", 10)  # of 24, 72 and 96: several panels each
     assert all(panel.shape[0] > 1 for panel in panels.cut(model))
     with mock.patch.object(panels, "cut", wraps=panels.cut) as cut:
-        painted = Sampler(model, jit_compile=True).sample(num_images, seed=5)
+        painted = Sampler(model, jit_compile=True).sample(num_images, SamplingParams(seed=5))
         cut.assert_called_once()
-        np.testing.assert_array_equal(painted, Sampler(model).sample(num_images, seed=5))
+        np.testing.assert_array_equal(
+            painted, Sampler(model).sample(num_images, SamplingParams(seed=5))
+        )
         cut.assert_called_once()
     assert len(np.unique(painted)) > 4
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from igpt_tf.errors import InputError
-from igpt_tf.evaluation import gallery, painting
+from igpt_tf.evaluation import gallery
 from igpt_tf.files import make_workdir
 from igpt_tf.palette import Palette
+from igpt_tf.sampling.params import SamplingParams
 
 # Of Linux: a folder that nobody can write in, not even root, who needs no permission elsewhere.
 UNWRITABLE = "/proc"
@@ -63,7 +64,7 @@ def test_programs_look_at_the_folder_before_all_else(tool, arguments):
 
 @needs_proc
 def test_painting_looks_at_the_folder_before_all_else():
-    common = {"seed": 0, "choice": painting.Choice(), "batch_size": None, "animate": False}
+    common = {"params": SamplingParams(), "batch_size": None, "animate": False}
     completing = {"images": None, "source": None, "num_given": "0.5", "completions": 1}
     for write, more in ((gallery.write_samples, {}), (gallery.write_completions, completing)):
         with pytest.raises(InputError, match="the workdir cannot be written"):

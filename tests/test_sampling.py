@@ -10,6 +10,7 @@ from igpt_tf.sampling import Sampler, cache_bytes, complete, parts, peak_bytes, 
 from igpt_tf.sampling.cache import segment_length
 from igpt_tf.sampling.choosing import draw_uniforms, invert, truncate
 from igpt_tf.sampling.decoding import Decoder, beginnings
+from igpt_tf.sampling.params import SamplingParams
 from tests import oracle
 
 SIZES = {
@@ -60,7 +61,7 @@ def _naive(model, tokens, num_given, seed):
 
 
 def test_cached_sampling_equals_the_naive_one_token_for_token(model, sampler):
-    painted = sampler.sample(4, seed=5)
+    painted = sampler.sample(4, SamplingParams(seed=5))
     np.testing.assert_array_equal(painted, _naive(model, np.zeros((4, LENGTH)), 0, 5))
     assert len(np.unique(painted)) > 4
 
@@ -69,7 +70,7 @@ def test_cached_sampling_equals_the_naive_one_token_for_token(model, sampler):
 def test_cached_completion_equals_the_naive_one_from_any_raster_prefix(
     model, sampler, tokens, num_given
 ):
-    painted = sampler.complete(tokens, num_given, seed=5)
+    painted = sampler.complete(tokens, num_given, SamplingParams(seed=5))
     np.testing.assert_array_equal(painted, _naive(model, tokens, num_given, 5))
     np.testing.assert_array_equal(painted[:, :num_given], tokens[:, :num_given])
 
@@ -86,30 +87,40 @@ def test_cached_completion_equals_the_naive_one_from_any_raster_prefix(
 )
 def test_cached_sampling_equals_the_naive_one_at_other_sizes(sizes):
     model = _model(**sizes)
-    painted = Sampler(model).sample(2, seed=3)
+    painted = Sampler(model).sample(2, SamplingParams(seed=3))
     np.testing.assert_array_equal(painted, _naive(model, np.zeros(painted.shape), 0, 3))
 
 
 def test_the_jitted_sampler_paints_the_same_images(model, sampler, tokens):
     jitted = Sampler(model, jit_compile=True)
-    np.testing.assert_array_equal(jitted.sample(4, seed=5), sampler.sample(4, seed=5))
     np.testing.assert_array_equal(
-        jitted.complete(tokens, 8, seed=5, top_k=4), sampler.complete(tokens, 8, seed=5, top_k=4)
+        jitted.sample(4, SamplingParams(seed=5)), sampler.sample(4, SamplingParams(seed=5))
+    )
+    np.testing.assert_array_equal(
+        jitted.complete(tokens, 8, SamplingParams(seed=5, top_k=4)),
+        sampler.complete(tokens, 8, SamplingParams(seed=5, top_k=4)),
     )
 
 
 def test_a_graph_that_was_not_compiled_paints_the_same_images(model, sampler):
-    np.testing.assert_array_equal(sample(model, 2, seed=5), sampler.sample(2, seed=5))
+    np.testing.assert_array_equal(
+        sample(model, 2, seed=5), sampler.sample(2, SamplingParams(seed=5))
+    )
 
 
 def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(sampler, tokens):
-    whole = sampler.sample(5, seed=10)
-    parts = [sampler.sample(2, seed=10), sampler.sample(3, seed=12)]
+    whole = sampler.sample(5, SamplingParams(seed=10))
+    parts = [sampler.sample(2, SamplingParams(seed=10)), sampler.sample(3, SamplingParams(seed=12))]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
-    whole = sampler.complete(tokens, 5, seed=10)
-    parts = [sampler.complete(tokens[:1], 5, seed=10), sampler.complete(tokens[1:], 5, seed=11)]
+    whole = sampler.complete(tokens, 5, SamplingParams(seed=10))
+    parts = [
+        sampler.complete(tokens[:1], 5, SamplingParams(seed=10)),
+        sampler.complete(tokens[1:], 5, SamplingParams(seed=11)),
+    ]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
-    assert np.any(sampler.sample(5, seed=11) != sampler.sample(5, seed=10))
+    assert np.any(
+        sampler.sample(5, SamplingParams(seed=11)) != sampler.sample(5, SamplingParams(seed=10))
+    )
 
 
 def test_many_images_are_painted_in_parts_and_stay_what_they_are(model, monkeypatch):
@@ -117,8 +128,8 @@ def test_many_images_are_painted_in_parts_and_stay_what_they_are(model, monkeypa
     sizes = (1, 8, 15, 16, 17, 24, 25, 32)
     assert [parts.count_parts(size, 3) for size in sizes] == [1, 1, 1, 2, 1, 3, 1, 2]
     sampler = Sampler(model, jit_compile=True)
-    together = sampler.sample(24, seed=10)
-    few = [sampler.sample(4, seed=10 + start) for start in range(0, 24, 4)]
+    together = sampler.sample(24, SamplingParams(seed=10))
+    few = [sampler.sample(4, SamplingParams(seed=10 + start)) for start in range(0, 24, 4)]
     np.testing.assert_array_equal(together, np.concatenate(few))
 
 
@@ -126,25 +137,27 @@ def test_many_images_are_painted_in_parts_and_stay_what_they_are(model, monkeypa
 def test_new_weights_are_painted_with_at_once(tokens, jit_compile):
     model = _model()
     sampler = Sampler(model, jit_compile=jit_compile)
-    before = sampler.complete(tokens, 2, seed=0)
+    before = sampler.complete(tokens, 2, SamplingParams(seed=0))
     model.blocks[0].mlp.input_kernel.assign(-model.blocks[0].mlp.input_kernel)
-    assert np.any(sampler.complete(tokens, 2, seed=0) != before)
+    assert np.any(sampler.complete(tokens, 2, SamplingParams(seed=0)) != before)
 
 
 def test_top_k_of_one_is_greedy(model, sampler):
-    painted = sampler.sample(2, seed=0, top_k=1)
+    painted = sampler.sample(2, SamplingParams(seed=0, top_k=1))
     np.testing.assert_array_equal(painted, np.argmax(model(painted), axis=-1))
 
 
 def test_a_tiny_temperature_or_top_p_is_greedy_too(sampler):
-    greedy = sampler.sample(2, seed=0, top_k=1)
-    np.testing.assert_array_equal(sampler.sample(2, seed=3, temperature=1e-6), greedy)
-    np.testing.assert_array_equal(sampler.sample(2, seed=3, top_p=1e-6), greedy)
+    greedy = sampler.sample(2, SamplingParams(seed=0, top_k=1))
+    np.testing.assert_array_equal(
+        sampler.sample(2, SamplingParams(seed=3, temperature=1e-6)), greedy
+    )
+    np.testing.assert_array_equal(sampler.sample(2, SamplingParams(seed=3, top_p=1e-6)), greedy)
 
 
 def test_no_truncation_is_the_same_as_truncation_that_keeps_everything(sampler):
-    plain = sampler.sample(3, seed=1)
-    everything = sampler.sample(3, seed=1, top_k=SIZES["vocabulary_size"])
+    plain = sampler.sample(3, SamplingParams(seed=1))
+    everything = sampler.sample(3, SamplingParams(seed=1, top_k=SIZES["vocabulary_size"]))
     np.testing.assert_array_equal(plain, everything)
 
 
@@ -212,7 +225,7 @@ def test_the_logits_of_cached_steps_are_those_of_one_full_pass(
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_bfloat16_cache_paints_valid_tokens_and_keeps_what_is_given(model, tokens, jit_compile):
     sampler = Sampler(model, cache_dtype="bfloat16", jit_compile=jit_compile)
-    painted = sampler.complete(tokens, 7, seed=0)
+    painted = sampler.complete(tokens, 7, SamplingParams(seed=0))
     np.testing.assert_array_equal(painted[:, :7], tokens[:, :7])
     assert painted.min() >= 0 and painted.max() < SIZES["vocabulary_size"]
 
@@ -222,8 +235,8 @@ def test_a_bfloat16_cache_holds_half_and_paints_nearly_alike(model, sampler):
     assert cache_bytes(config, 3) == 2 * 2 * 24 * LENGTH * 3 * 4
     assert cache_bytes(config, 3, "bfloat16") * 2 == cache_bytes(config, 3)
     assert peak_bytes(config, 3) > 2 * cache_bytes(config, 3)
-    painted = Sampler(model, cache_dtype="bfloat16").sample(8, seed=0)
-    assert np.mean(painted == sampler.sample(8, seed=0)) > 0.5
+    painted = Sampler(model, cache_dtype="bfloat16").sample(8, SamplingParams(seed=0))
+    assert np.mean(painted == sampler.sample(8, SamplingParams(seed=0))) > 0.5
 
 
 def test_neighbours_that_begin_alike_share_a_beginning():
@@ -248,7 +261,9 @@ def test_completions_of_one_image_compute_its_beginning_once(model, tokens, monk
     monkeypatch.undo()
     np.testing.assert_array_equal(painted, _naive(model, repeated, num_given, 5))
     traced_for_six = Sampler(model)
-    np.testing.assert_array_equal(painted, traced_for_six.complete(repeated, num_given, seed=5))
+    np.testing.assert_array_equal(
+        painted, traced_for_six.complete(repeated, num_given, SamplingParams(seed=5))
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,13 +275,16 @@ def test_segments_are_equal_and_of_whole_rows(image_size, pixels):
 
 def test_in_painting_keeps_known_pixels_and_depends_on_the_seed_alone(masked_sampler, tokens):
     known = np.random.default_rng(3).random(tokens.shape) < 0.4
-    painted = masked_sampler.inpaint(tokens, known, seed=1)
+    painted = masked_sampler.inpaint(tokens, known, SamplingParams(seed=1))
     np.testing.assert_array_equal(painted[known], tokens[known])
     hidden = np.where(known, tokens, 0)
-    np.testing.assert_array_equal(masked_sampler.inpaint(hidden, known, seed=1), painted)
-    assert np.any(masked_sampler.inpaint(tokens, known, seed=99) != painted)
+    np.testing.assert_array_equal(
+        masked_sampler.inpaint(hidden, known, SamplingParams(seed=1)), painted
+    )
+    assert np.any(masked_sampler.inpaint(tokens, known, SamplingParams(seed=99)) != painted)
     parts = [
-        masked_sampler.inpaint(tokens[i : i + 1], known[i : i + 1], seed=1 + i) for i in (0, 1)
+        masked_sampler.inpaint(tokens[i : i + 1], known[i : i + 1], SamplingParams(seed=1 + i))
+        for i in (0, 1)
     ]
     np.testing.assert_array_equal(np.concatenate(parts), painted[:2])
 
@@ -274,7 +292,7 @@ def test_in_painting_keeps_known_pixels_and_depends_on_the_seed_alone(masked_sam
 def test_in_painting_in_one_round_predicts_every_pixel_from_the_known_ones(tokens):
     model = _model(causal=False)
     known = np.arange(LENGTH) < np.array([[3], [0], [18], [9]])
-    painted = Sampler(model).inpaint(tokens, known, seed=0, num_rounds=1, top_k=1)
+    painted = Sampler(model).inpaint(tokens, known, SamplingParams(top_k=1), num_rounds=1)
     best = np.argmax(model(tokens.astype("int32"), ~known), axis=-1)
     np.testing.assert_array_equal(painted, np.where(known, tokens, best))
 
@@ -282,7 +300,7 @@ def test_in_painting_in_one_round_predicts_every_pixel_from_the_known_ones(token
 def test_in_painting_pixel_by_pixel_takes_the_surest_first(tokens):
     model = _model(causal=False)
     known = np.broadcast_to(np.arange(LENGTH) < LENGTH - 2, tokens.shape)
-    painted = Sampler(model).inpaint(tokens, known, seed=0, num_rounds=2, top_k=1)
+    painted = Sampler(model).inpaint(tokens, known, SamplingParams(top_k=1), num_rounds=2)
     chances = np.array(model(tokens.astype("int32"), ~known))
     chances -= np.log(np.exp(chances).sum(axis=-1, keepdims=True))
     for image, seen, expected in zip(tokens.copy(), chances, painted, strict=True):
@@ -294,15 +312,15 @@ def test_in_painting_pixel_by_pixel_takes_the_surest_first(tokens):
 
 
 def test_a_masked_model_completes_but_does_not_sample(masked_sampler, tokens):
-    painted = masked_sampler.complete(tokens, 7, seed=0)
+    painted = masked_sampler.complete(tokens, 7, SamplingParams(seed=0))
     np.testing.assert_array_equal(painted[:, :7], tokens[:, :7])
     with pytest.raises(InputError, match="cannot sample"):
-        masked_sampler.sample(1, seed=0)
+        masked_sampler.sample(1, SamplingParams(seed=0))
 
 
 def test_a_causal_model_does_not_in_paint(sampler, tokens):
     with pytest.raises(InputError, match="cannot in-paint"):
-        sampler.inpaint(tokens, tokens > 3, seed=0)
+        sampler.inpaint(tokens, tokens > 3, SamplingParams(seed=0))
 
 
 @pytest.mark.parametrize(
@@ -322,5 +340,8 @@ def test_a_causal_model_does_not_in_paint(sampler, tokens):
 )
 def test_what_cannot_be_painted_is_refused_in_one_line(sampler, tokens, wrong):
     with pytest.raises(InputError, match="Received: ") as caught:
-        sampler.complete(**{"tokens": tokens, "num_given": 3, "seed": 0, **wrong})
+        request = {"tokens": tokens, "num_given": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        request |= wrong
+        tokens, num_given = request.pop("tokens"), request.pop("num_given")
+        sampler.complete(tokens, num_given, SamplingParams(**request))
     assert "\n" not in str(caught.value)

@@ -26,17 +26,18 @@ flags.DEFINE_integer("batch_size", None, "Images at a time; without, what the me
 flags.DEFINE_bool("animate", False, "Also write an animation of the pictures being painted.")
 flags.DEFINE_bool("jit_compile", False, "Compile with XLA: a slow start, then faster. For many.")
 
-_COMMON = ("num_images", "seed", "batch_size", "animate", "jit_compile")
-_CHOICE = ("temperature", "top_k", "top_p")
+_COMMON = ("num_images", "batch_size", "animate", "jit_compile")
+_PARAMS = ("seed", "temperature", "top_k", "top_p")
 
 
 @gin.configurable
-def sample(*, saved_model, workdir, complete, choice, common, source=None):
+def sample(*, saved_model, workdir, complete, params, common, source=None):
     """See `igpt_tf.evaluation.gallery`; `source` is built by gin."""
-    from igpt_tf.evaluation import gallery, painting
+    from igpt_tf.evaluation import gallery
+    from igpt_tf.sampling.params import SamplingParams
 
     config.refuse_unread_bindings()
-    arguments = {**common, "choice": painting.Choice(**choice)}
+    arguments = {**common, "params": SamplingParams(**params)}
     if complete is None:
         print(gallery.write_samples(saved_model, workdir, **arguments))
     else:
@@ -58,7 +59,7 @@ def main() -> None:
     complete = {name: flag[name].value for name in names}
     sample(
         complete=complete if any(flag[name].present for name in names) else None,
-        choice={name: flag[name].value for name in _CHOICE},
+        params={name: flag[name].value for name in _PARAMS},
         common={name: flag[name].value for name in _COMMON},
         saved_model=flag.saved_model,
         workdir=flag.workdir,

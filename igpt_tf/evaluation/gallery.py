@@ -11,7 +11,7 @@ from igpt_tf.data import Source
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import memory, painting
 from igpt_tf.image_grid import grid, write_animation, write_png
-from igpt_tf.sampling import params as limits
+from igpt_tf.sampling.params import SamplingParams, parse_num_given
 from igpt_tf.savedmodel.load import SavedModel
 
 _UNPAINTED = 160  # grey
@@ -24,8 +24,7 @@ def write_samples(
     workdir: str,
     *,
     num_images: int,
-    seed: int,
-    choice: painting.Choice,
+    params: SamplingParams,
     batch_size: int | None,
     animate: bool,
     jit_compile: bool = False,
@@ -36,8 +35,7 @@ def write_samples(
         saved_model: Path of the model.
         workdir: Where the pictures go.
         num_images: N.
-        seed: Image i is that of seed + i.
-        choice: Of the pixels.
+        params: How tokens are chosen.
         batch_size: Images at a time; None for as many as the memory is good for.
         animate: Write the animation too: a GIF, or `.apng` where a GIF would lack colours.
         jit_compile: Compile with XLA, which pays for many images.
@@ -50,13 +48,12 @@ def write_samples(
             written.
     """
     _check_positive(num_images=num_images, batch_size=batch_size)
-    limits.check(seed=seed, **vars(choice))
     files.make_workdir(workdir)
     model = SavedModel(saved_model)
     size = _planned(model, batch_size, num_images)
     painter = painting.Compiled(model) if jit_compile else model
-    painted = painting.sample(painter, num_images, seed=seed, choice=choice, batch_size=size)
-    about = {"saved_model": model.path, "seed": seed, **vars(choice)}
+    painted = painting.sample(painter, num_images, params=params, batch_size=size)
+    about = {"saved_model": model.path, **params.as_dict()}
     return _written(workdir, "samples", painted, grid(painted), about, animate)
 
 
@@ -69,8 +66,7 @@ def write_completions(
     num_images: int,
     num_given: str,
     completions: int,
-    seed: int,
-    choice: painting.Choice,
+    params: SamplingParams,
     batch_size: int | None,
     animate: bool,
     jit_compile: bool = False,
@@ -81,26 +77,25 @@ def write_completions(
         images: Files and folders to complete; None for held-out images of `source`.
         source: A data set; None for the one the model was trained on.
         num_images: Images to complete at most.
-        num_given: As text, see `limits.given_pixels`.
+        num_given: As text, see `parse_num_given`.
         completions: Of each image.
-        saved_model, workdir, seed, choice, batch_size, animate, jit_compile: As in
+        saved_model, workdir, params, batch_size, animate, jit_compile: As in
             `write_samples`.
 
     Raises:
         InputError: The images do not fit the model, or as for `write_samples`.
     """
     _check_positive(num_images=num_images, completions=completions, batch_size=batch_size)
-    limits.check(seed=seed, **vars(choice))
     files.make_workdir(workdir)
     model = SavedModel(saved_model)
-    given = limits.given_pixels(num_given, model.image_size)
+    given = parse_num_given(num_given, model.image_size)
     originals = painting.originals(model, images, source, num_images)
     size = _planned(model, batch_size, len(originals) * completions)
     repeated = originals.repeat(completions, axis=0)
     painter = painting.Compiled(model) if jit_compile else model
-    painted = painting.complete(painter, repeated, given, seed=seed, choice=choice, batch_size=size)
+    painted = painting.complete(painter, repeated, given, params=params, batch_size=size)
     picture = completion_grid(originals, painted, given)
-    about = {"saved_model": model.path, "num_given": given, "seed": seed, **vars(choice)}
+    about = {"saved_model": model.path, "num_given": given, **params.as_dict()}
     return _written(workdir, "completions", painted, picture, about, animate)
 
 
@@ -133,10 +128,10 @@ def painting_frames(images: np.ndarray, num_given: int = 0) -> Iterator[np.ndarr
         yield grid(partly_given(images, painted))
 
 
-def write_singles(folder: str, images: np.ndarray, seed: int) -> None:
+def write_singles(folder: str, images: np.ndarray, params: SamplingParams) -> None:
     """Writes `seed_00017.png`, ... for images uint8[N,H,W,3], at their own size."""
     for number, image in enumerate(images):
-        name = f"seed_{limits.later_seed(seed, number):05d}.png"
+        name = f"seed_{params.for_image(number).seed:05d}.png"
         write_png(os.path.join(folder, name), image)
 
 
@@ -152,7 +147,7 @@ def _written(
     path = os.path.join(workdir, name)
     files.write_json(f"{path}.json", {"num_images": len(painted), **about})
     write_png(f"{path}.png", picture)
-    write_singles(path, painted, about["seed"])
+    write_singles(path, painted, SamplingParams(seed=about["seed"]))
     lines = [f"grid           {path}.png", f"single images  {path}{os.sep}"]
     if animate:
         frames = list(painting_frames(painted, about.get("num_given", 0)))

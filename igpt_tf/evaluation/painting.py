@@ -1,7 +1,6 @@
 """Samples and completions from a SavedModel, and the images to complete."""
 
 import os
-from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -12,26 +11,11 @@ from igpt_tf.data.images import decode, read
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.splits import source_of
 from igpt_tf.sampling import Sampler
-from igpt_tf.sampling.params import check, later_seed
+from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.sampling.parts import paint_in_parts
 from igpt_tf.savedmodel.load import SavedModel, load_model
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How the next pixel is chosen.
-
-    Attributes:
-        temperature: Positive; 1 is the model's own.
-        top_k: Among so many best colours; 0 for all.
-        top_p: Among the best colours of so much probability; 1 for all.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 class Compiled:
@@ -49,30 +33,30 @@ class Compiled:
         """As `SavedModel.signature`, of these two."""
         return {"sample": self._sample, "complete": self._complete}[name]
 
-    def _sample(self, *, num_images, **choice) -> dict:
-        return self._painted(self._sampler.sample(num_images, **choice))
+    def _sample(self, *, num_images, **params) -> dict:
+        return self._painted(self._sampler.sample(num_images, SamplingParams(**params)))
 
-    def _complete(self, *, images, num_given, **choice) -> dict:
+    def _complete(self, *, images, num_given, **params) -> dict:
         tokens = self._palette.encode(images)
-        return self._painted(self._sampler.complete(tokens, num_given, **choice))
+        params = SamplingParams(**params)
+        return self._painted(self._sampler.complete(tokens, num_given, params))
 
     def _painted(self, tokens: np.ndarray) -> dict:
         return {"images": self._palette.decode(tokens, self._sampler.model.image_size)}
 
 
 def sample(
-    model: SavedModel | Compiled, num_images: int, *, seed: int, choice: Choice, batch_size: int
+    model: SavedModel | Compiled, num_images: int, *, params: SamplingParams, batch_size: int
 ) -> np.ndarray:
     """New images uint8[N,H,W,3]; image i is that of seed + i, whatever the batch size.
 
     Raises:
-        InputError: The model cannot sample, or an argument is out of range.
+        InputError: The model cannot sample.
     """
-    check(seed=seed)
     paint = model.signature("sample")
     return _in_batches(
         lambda part: paint(
-            num_images=part.stop - part.start, seed=later_seed(seed, part.start), **vars(choice)
+            num_images=part.stop - part.start, **params.for_image(part.start).as_dict()
         ),
         num_images,
         batch_size,
@@ -85,8 +69,7 @@ def complete(
     images: np.ndarray,
     num_given: int,
     *,
-    seed: int,
-    choice: Choice,
+    params: SamplingParams,
     batch_size: int,
 ) -> np.ndarray:
     """Keeps the first pixels of each image and paints the others.
@@ -95,21 +78,18 @@ def complete(
         model: The model.
         images: uint8[N,H,W,3].
         num_given: How many raster pixels are kept.
-        seed: Image i is painted with seed + i.
-        choice: Of the pixels.
+        params: How tokens are chosen.
         batch_size: Images at a time.
 
     Returns:
         uint8[N,H,W,3], in the colours of the palette.
     """
-    check(seed=seed)
     paint = model.signature("complete")
     return _in_batches(
         lambda part: paint(
             images=images[part],
             num_given=num_given,
-            seed=later_seed(seed, part.start),
-            **vars(choice),
+            **params.for_image(part.start).as_dict(),
         ),
         len(images),
         batch_size,

@@ -10,7 +10,7 @@ from PIL import Image
 from igpt_tf.errors import InputError
 from igpt_tf.playground.backends import Backend
 from igpt_tf.playground.door import MOST_COMPLETIONS, Wish
-from igpt_tf.sampling.params import MOST_BYTES
+from igpt_tf.sampling.params import MAX_FILE_BYTES
 
 _NUM_ROUNDS = 8
 
@@ -29,7 +29,7 @@ def about(backend: Backend) -> dict:
         "step": metadata.get("step"),
         "nats_per_token": metadata.get("nats_per_token"),
         "most_completions": MOST_COMPLETIONS,
-        "most_bytes": MOST_BYTES,
+        "most_bytes": MAX_FILE_BYTES,
     }
 
 
@@ -44,11 +44,13 @@ def completions(backend: Backend, wish: Wish) -> dict:
     started = time.monotonic()
     images = wish.image.repeat(wish.completions, axis=0)
     if wish.hidden is None:
-        answer = backend.ask("complete", images=images, num_given=wish.num_given, **wish.choice)
+        answer = backend.ask(
+            "complete", images=images, num_given=wish.num_given, **wish.params.as_dict()
+        )
     else:
         known = _known(backend, wish).repeat(wish.completions, axis=0)
         answer = backend.ask(
-            "inpaint", images=images, known=known, num_rounds=_NUM_ROUNDS, **wish.choice
+            "inpaint", images=images, known=known, num_rounds=_NUM_ROUNDS, **wish.params.as_dict()
         )
     return {
         "images": [_url(image) for image in answer["images"]],

@@ -9,7 +9,7 @@ from werkzeug.exceptions import BadRequest, HTTPException
 from igpt_tf.errors import InputError
 from igpt_tf.playground import answers, door
 from igpt_tf.playground.backends import Backend
-from igpt_tf.sampling.params import MOST_BYTES
+from igpt_tf.sampling.params import MAX_FILE_BYTES
 
 _PAGE = os.path.join(os.path.dirname(__file__), "page")
 _POLICY = "default-src 'self'; img-src 'self' data:"
@@ -26,7 +26,7 @@ def create_app(backend: Backend, hosts: list[str] | None = None) -> flask.Flask:
             may have pointed here, are refused. None for any.
     """
     app = flask.Flask(__name__, static_folder=_PAGE, static_url_path="/page")
-    app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES)
+    app.config.update(MAX_CONTENT_LENGTH=MAX_FILE_BYTES)
     size = backend.image_size
 
     @app.get("/")
@@ -76,7 +76,7 @@ def _json():
 
 def _explained(error: HTTPException):
     if error.code == 413:
-        return _refused(f"an upload must have at most {MOST_BYTES} bytes")
+        return _refused(f"an upload must have at most {MAX_FILE_BYTES} bytes")
     code = 400 if error.code == 415 else error.code
     return _refused(error.description or error.name, code)
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.sampling.params import check, check_given
+from igpt_tf.sampling.params import SamplingParams, check_num_given
 from igpt_tf.serving import files
 
 MOST_COMPLETIONS = 16
-_INT32 = 2**31 - 1
 _PREFIX = "data:image/png;base64,"
 _DECODING = threading.Lock()  # one large image at a time in memory
 
@@ -26,14 +25,14 @@ class Wish:
         num_given: How many raster pixels of it are kept.
         hidden: bool[1,H,W], what of these is painted anew all the same; None for nothing.
         completions: How many.
-        choice: seed, temperature, top_k, top_p.
+        params: How tokens are chosen.
     """
 
     image: np.ndarray
     num_given: int
     hidden: np.ndarray | None
     completions: int
-    choice: dict
+    params: SamplingParams
 
 
 def read_wish(content, image_size: tuple[int, int]) -> Wish:
@@ -44,21 +43,19 @@ def read_wish(content, image_size: tuple[int, int]) -> Wish:
     """
     image = read_image(content, image_size)
     num_given = _whole(content, "num_given")
-    check_given(num_given, image_size[0] * image_size[1])
+    check_num_given(num_given, image_size[0] * image_size[1])
     completions = _whole(content, "completions")
     if not 1 <= completions <= MOST_COMPLETIONS:
         raise InputError(
             f"completions must be 1 to {MOST_COMPLETIONS}. Received: completions={completions}"
         )
-    choice = {
-        "seed": _whole(content, "seed"),
-        "temperature": _real(content, "temperature"),
-        "top_k": _whole(content, "top_k"),
-        "top_p": _real(content, "top_p"),
-    }
-    check(**choice)
-    choice["top_k"] = min(choice["top_k"], _INT32)
-    return Wish(image, num_given, _hidden(content, image_size), completions, choice)
+    params = SamplingParams(
+        seed=_whole(content, "seed"),
+        temperature=_real(content, "temperature"),
+        top_k=_whole(content, "top_k"),
+        top_p=_real(content, "top_p"),
+    )
+    return Wish(image, num_given, _hidden(content, image_size), completions, params)
 
 
 def read_image(content, image_size: tuple[int, int]) -> np.ndarray:

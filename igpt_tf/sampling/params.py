@@ -1,37 +1,93 @@
-"""What may be asked of a model: one table for live models, served ones and clients."""
+"""Parameters of a sampling request and their limits.
+
+Live models, SavedModel signatures, clients and the web page share this module. It does not import
+TensorFlow.
+"""
+
+import dataclasses
 
 from igpt_tf.errors import InputError
 
-MOST_IMAGES = 4096  # of one request
-MOST_BYTES = 2**25  # of an image file
-MOST_PIXELS = 2**25  # of the image in it
+MAX_IMAGES = 4096  # per request
+MAX_FILE_BYTES = 2**25  # of an image file
+MAX_FILE_PIXELS = 2**25  # of the image in that file
+_MAX_INT32 = 2**31 - 1
 
-# What each argument must be, and the test of it, for numbers and tensors alike.
+# name -> (description of the valid range, test of a value). The tests accept Python numbers, NumPy
+# scalars and tensors, so that eager code and graph assertions share them.
 LIMITS = {
-    "num_images": (f"1 to {MOST_IMAGES}", lambda x: (x >= 1) & (x <= MOST_IMAGES)),
+    "num_images": (f"1 to {MAX_IMAGES}", lambda x: (x >= 1) & (x <= MAX_IMAGES)),
     "seed": ("-2^31 to 2^31 - 1", lambda x: (x >= -(2**31)) & (x < 2**31)),
     "temperature": ("finite and positive", lambda x: (x > 0) & (x < float("inf"))),
-    "top_k": ("0 (all colours) or positive", lambda x: x >= 0),
+    "top_k": ("0 (all colors) or positive", lambda x: x >= 0),
     "top_p": ("above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
     "num_rounds": ("1 to 1024", lambda x: (x >= 1) & (x <= 1024)),
 }
 
 
-def check(**arguments) -> None:
-    """Checks numbers, by the names in `LIMITS`. Raises: InputError."""
+def check_limits(**arguments) -> None:
+    """Checks numbers against `LIMITS`.
+
+    Raises:
+        InputError: A number is out of range.
+    """
     for name, value in arguments.items():
-        allowed, holds = LIMITS[name]
-        if not holds(value):
-            raise InputError(f"{name} must be {allowed}. Received: {name}={value}")
+        valid, is_valid = LIMITS[name]
+        if not is_valid(value):
+            raise InputError(f"{name} must be {valid}. Received: {name}={value}")
 
 
-def later_seed(seed: int, number: int) -> int:
-    """The seed that paints image `number` of a request alone; wraps around as the graph's int32."""
-    return (seed + number + 2**31) % 2**32 - 2**31
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen from logits.
+
+    Image i of a request is sampled with `seed + i`. The same parameters give the same images,
+    whatever the batch size.
+
+    Args:
+        seed: Random seed of the first image, -2^31 to 2^31 - 1.
+        temperature: Divisor of the logits, finite and positive.
+        top_k: Number of most likely tokens to choose from; 0 keeps all.
+        top_p: Probability mass in (0, 1] of the most likely tokens to choose from; 1 keeps all.
+
+    Raises:
+        InputError: A parameter is out of range.
+
+    Example:
+        >>> SamplingParams(seed=7, top_p=0.9).for_image(2)
+        SamplingParams(seed=9, temperature=1.0, top_k=0, top_p=0.9)
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        check_limits(**dataclasses.asdict(self))
+
+    def for_image(self, index: int) -> "SamplingParams":
+        """Returns the parameters that sample image `index` of the request as a first image.
+
+        The seed wraps around as an int32 does.
+        """
+        seed = (self.seed + index + 2**31) % 2**32 - 2**31
+        return dataclasses.replace(self, seed=seed)
+
+    def as_dict(self) -> dict:
+        """Returns the inputs of a signature: numbers that fit int32 and float32."""
+        return {**dataclasses.asdict(self), "top_k": min(self.top_k, _MAX_INT32)}
 
 
-def check_given(num_given: int, sequence_length: int) -> None:
-    """Checks the number of kept pixels. Raises: InputError."""
+PLAIN_SAMPLING = SamplingParams()  # as in the paper: temperature 1, all tokens
+
+
+def check_num_given(num_given: int, sequence_length: int) -> None:
+    """Checks the number of raster pixels that a completion keeps.
+
+    Raises:
+        InputError: `num_given` is negative or larger than `sequence_length`.
+    """
     if not 0 <= num_given <= sequence_length:
         raise InputError(
             f"num_given must be 0 to {sequence_length}, the pixels of an image. "
@@ -39,11 +95,15 @@ def check_given(num_given: int, sequence_length: int) -> None:
         )
 
 
-def given_pixels(num_given: str, image_size: tuple[int, int]) -> int:
-    """Raster pixels from text: "0.5" is a share of the rows, "12" so many whole rows.
+def parse_num_given(num_given: str, image_size: tuple[int, int]) -> int:
+    """Returns the number of raster pixels that a flag's text stands for.
+
+    Args:
+        num_given: A share of the rows such as "0.5", or a number of rows such as "12".
+        image_size: (H, W) in pixels.
 
     Raises:
-        InputError: Not such a number, or more than the image has.
+        InputError: The text is not a number, or the image has fewer rows.
     """
     height, width = image_size
     try:
@@ -52,7 +112,7 @@ def given_pixels(num_given: str, image_size: tuple[int, int]) -> int:
         rows = -1
     if not 0 <= rows <= height:
         raise InputError(
-            f"num_given is a share of the image such as 0.5, or 0 to {height} rows. "
+            f"num_given must be a share of the image such as 0.5, or 0 to {height} rows. "
             f"Received: {num_given=}"
         )
     return rows * width

@@ -9,7 +9,7 @@ from igpt_tf import runtime
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.sampling import painting, panels
-from igpt_tf.sampling.params import check, check_given
+from igpt_tf.sampling.params import PLAIN_SAMPLING, SamplingParams, check_limits, check_num_given
 from igpt_tf.sampling.parts import count_parts, paint_in_parts
 
 
@@ -40,43 +40,44 @@ class Sampler:
         )
         self._inpaint = compiled(functools.partial(painting.inpaint, model))
 
-    def sample(self, num_images: int, **choice) -> np.ndarray:
+    def sample(self, num_images: int, params: SamplingParams = PLAIN_SAMPLING) -> np.ndarray:
         """Paints new images, tokens int32[B,T].
 
         Args:
             num_images: B.
-            **choice: `seed`, and `temperature`, `top_k`, `top_p` as in `painting.sample`.
+            params: How tokens are chosen.
 
         Raises:
             InputError: An argument is out of range, or the model is a masked one.
         """
-        check(num_images=num_images)
+        check_limits(num_images=num_images)
         painting.refuse_sampling(self.model)
         blank = np.zeros([num_images, self.model.sequence_length], "int32")
-        return self._painted(blank, 0, **choice)
+        return self._painted(blank, 0, params)
 
-    def complete(self, tokens, num_given: int, **choice) -> np.ndarray:
+    def complete(
+        self, tokens, num_given: int, params: SamplingParams = PLAIN_SAMPLING
+    ) -> np.ndarray:
         """Keeps the first `num_given` raster pixels and paints the rest, tokens int32[B,T].
 
         Args:
             tokens: int[B,T].
             num_given: 0..T.
-            **choice: As in `sample`.
+            params: As in `sample`.
 
         Raises:
             InputError: An argument is out of range.
         """
-        check_given(num_given, self.model.sequence_length)
+        check_num_given(num_given, self.model.sequence_length)
         num_given = tf.constant(num_given, tf.int32)
-        return self._painted(self._checked(tokens), num_given, **choice)
+        return self._painted(self._checked(tokens), num_given, params)
 
-    def _painted(self, tokens, num_given, **choice) -> np.ndarray:
-        choice = _tensors(**choice)
+    def _painted(self, tokens, num_given, params: SamplingParams) -> np.ndarray:
         cut = self._panels(len(tokens) // count_parts(len(tokens), self._most_parts))
 
         def paint(part: slice):
-            later = {**choice, "seed": choice["seed"] + part.start}
-            return self._complete(tf.constant(tokens[part]), num_given, **later, **cut).numpy()
+            chosen = _tensors(params.for_image(part.start))
+            return self._complete(tf.constant(tokens[part]), num_given, **chosen, **cut).numpy()
 
         return paint_in_parts(paint, range(len(tokens)), self._most_parts)
 
@@ -86,23 +87,30 @@ class Sampler:
             return {}
         return {"panels": panels.cut(self.model)}
 
-    def inpaint(self, tokens, known, *, num_rounds: int = painting.NUM_ROUNDS, **choice):
+    def inpaint(
+        self,
+        tokens,
+        known,
+        params: SamplingParams = PLAIN_SAMPLING,
+        *,
+        num_rounds: int = painting.NUM_ROUNDS,
+    ) -> np.ndarray:
         """Keeps known pixels and fills the others, tokens int32[B,T]. Masked models only.
 
         Args:
             tokens: int[B,T].
             known: bool[B,T].
             num_rounds: More rounds paint slower and better.
-            **choice: As in `sample`.
+            params: As in `sample`.
 
         Raises:
             InputError: An argument is out of range, or the model is a causal one.
         """
-        check(num_rounds=num_rounds)
+        check_limits(num_rounds=num_rounds)
         tokens = tf.constant(self._checked(tokens))
         known = tf.convert_to_tensor(known, tf.bool)
         num_rounds = tf.constant(num_rounds, tf.int32)
-        return self._inpaint(tokens, known, num_rounds=num_rounds, **_tensors(**choice)).numpy()
+        return self._inpaint(tokens, known, num_rounds=num_rounds, **_tensors(params)).numpy()
 
     def _checked(self, tokens):
         tokens = np.asarray(tokens)
@@ -117,12 +125,7 @@ class Sampler:
         return tokens.astype("int32")
 
 
-def _tensors(*, seed: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> dict:
-    """Checked arguments as tensors, so that other values do not compile anew."""
-    check(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
-    return {
-        "seed": tf.constant(seed, tf.int32),
-        "temperature": tf.constant(temperature, tf.float32),
-        "top_k": tf.constant(top_k, tf.int32),
-        "top_p": tf.constant(top_p, tf.float32),
-    }
+def _tensors(params: SamplingParams) -> dict:
+    """Inputs of a compiled function; as tensors, other values do not compile it again."""
+    dtypes = {"seed": tf.int32, "temperature": tf.float32, "top_k": tf.int32, "top_p": tf.float32}
+    return {name: tf.constant(value, dtypes[name]) for name, value in params.as_dict().items()}

@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.sampling.params import MOST_IMAGES
+from igpt_tf.sampling.params import MAX_IMAGES
 from igpt_tf.savedmodel import c_library as library
 from igpt_tf.savedmodel import metadata as exported
 from igpt_tf.savedmodel import spec
@@ -260,7 +260,7 @@ def _invalid_inputs(sizes: dict[str, int]) -> list[tuple[str, np.ndarray, str]]:
         ("image_bytes", byte_strings([b""]), "bytes"),
         ("image_bytes", byte_strings([_image_of_many_pixels()]), "pixels"),
         ("num_images", np.int32(0), "num_images"),
-        ("num_images", np.int32(MOST_IMAGES + 1), "num_images"),
+        ("num_images", np.int32(MAX_IMAGES + 1), "num_images"),
         ("num_given", np.int32(sizes["T"] + 1), "num_given"),
         ("num_given", np.int32(-1), "num_given"),
         ("temperature", np.float32("nan"), "temperature"),

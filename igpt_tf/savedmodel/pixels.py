@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from igpt_tf.sampling.params import MOST_BYTES, MOST_PIXELS
+from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_FILE_PIXELS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -37,16 +37,16 @@ def read_files(image_bytes, image_size):
 def _read_file(content, image_size):
     length = tf.strings.length(content)
     fits = tf.Assert(
-        (length > 0) & (length <= MOST_BYTES),
-        [f"an image file must have 1 to {MOST_BYTES} bytes. Received: bytes=", length],
+        (length > 0) & (length <= MAX_FILE_BYTES),
+        [f"an image file must have 1 to {MAX_FILE_BYTES} bytes. Received: bytes=", length],
     )
     with tf.control_dependencies([fits]):
         height, width = _size_in_header(tf.identity(content))
     pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
-    small = (pixels > 0) & (pixels <= MOST_PIXELS)
+    small = (pixels > 0) & (pixels <= MAX_FILE_PIXELS)
     # Before decoding: a small file can hold an image that fills the memory.
     fits = tf.Assert(
-        small, [f"an image must have 1 to {MOST_PIXELS} pixels. Received: pixels=", pixels]
+        small, [f"an image must have 1 to {MAX_FILE_PIXELS} pixels. Received: pixels=", pixels]
     )
     with tf.control_dependencies([fits]):
         image = tf.io.decode_image(tf.identity(content), channels=3, expand_animations=False)

@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from igpt_tf.sampling.params import MOST_BYTES, MOST_IMAGES, MOST_PIXELS
+from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_FILE_PIXELS, MAX_IMAGES
 
 DEFAULT = "serving_default"  # answers as `default_signature` of the model
 
@@ -94,7 +94,7 @@ _IMAGE_BYTES = {
         "string",
         ("B",),
         "image files of any kind that training accepts, of at most "
-        f"{MOST_BYTES // 2**20} MiB and {MOST_PIXELS // 2**20} Mi pixels each",
+        f"{MAX_FILE_BYTES // 2**20} MiB and {MAX_FILE_PIXELS // 2**20} Mi pixels each",
     )
 }
 _TOKENS = {"tokens": TensorSpec("int32", ("B", "T"))}
@@ -153,7 +153,7 @@ _TABLE = (
     Signature(
         name="sample",
         description="Generates images.",
-        inputs={"num_images": TensorSpec("int32", (), f"1 to {MOST_IMAGES}"), **_SAMPLING},
+        inputs={"num_images": TensorSpec("int32", (), f"1 to {MAX_IMAGES}"), **_SAMPLING},
         outputs={**_IMAGES, **_TOKENS},
         completion="raster order",
     ),

@@ -6,7 +6,7 @@ import numpy as np
 
 from igpt_tf import files, formatting
 from igpt_tf.image_grid import enlarge, grid, write_png
-from igpt_tf.sampling.params import given_pixels, later_seed
+from igpt_tf.sampling.params import SamplingParams, parse_num_given
 from igpt_tf.serving import files as image_files
 from igpt_tf.serving.client import Client
 
@@ -55,7 +55,7 @@ def sample(client: Client, workdir: str, *, num_images: int, **choice) -> str:
 def complete(client: Client, workdir: str, *, images: list[str], num_given: str, **choice) -> str:
     """complete.json, each completion, and complete.png: the files above their completions."""
     paths = image_files.find(images)
-    given = given_pixels(num_given, client.image_size)
+    given = parse_num_given(num_given, client.image_size)
     pixels = image_files.pixels(paths, client.image_size)
     answer = client.complete(pixels, given, **choice)
     about = {**choice, "files": paths, "num_given": given}
@@ -77,5 +77,5 @@ def _write(workdir: str, name: str, answer: dict) -> None:
 
 def _write_each(workdir: str, name: str, images: np.ndarray, seed: int) -> None:
     for number, image in enumerate(images):
-        file = f"{name}_{number:04}_seed_{later_seed(seed, number)}.png"
+        file = f"{name}_{number:04}_seed_{SamplingParams(seed).for_image(number).seed}.png"
         write_png(os.path.join(workdir, file), enlarge(image[None])[0])

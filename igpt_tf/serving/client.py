@@ -6,10 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.sampling.params import check, check_given, later_seed
+from igpt_tf.sampling.params import SamplingParams, check_limits, check_num_given
 from igpt_tf.savedmodel.session import Signature
-
-_MOST = 2**31 - 1  # of an int32
 
 
 class Transport(Protocol):
@@ -50,7 +48,7 @@ class Client:
     """
 
     def __init__(self, transport: Transport, batch_size: int = 16):
-        check(num_images=batch_size)
+        check_limits(num_images=batch_size)
         self._transport, self._batch_size = transport, batch_size
 
     @functools.cached_property
@@ -82,10 +80,10 @@ class Client:
             num_images: N.
             **choice: seed, temperature, top_k, top_p.
         """
-        check(num_images=num_images)
-        choice = _choice(**choice)
+        check_limits(num_images=num_images)
+        params = SamplingParams(**choice)
         parts = [
-            self._ask("sample", num_images=np.int32(size), **_later(choice, start))
+            self._ask("sample", num_images=np.int32(size), **params.for_image(start).as_dict())
             for start, size in self._parts(num_images)
         ]
         return _joined(parts)
@@ -99,11 +97,11 @@ class Client:
             **choice: As in `sample`.
         """
         height, width = self.image_size
-        check_given(num_given, height * width)
-        choice = _choice(**choice)
-        return self._in_batches("complete", choice, images=images, num_given=np.int32(num_given))
+        check_num_given(num_given, height * width)
+        params = SamplingParams(**choice)
+        return self._in_batches("complete", params, images=images, num_given=np.int32(num_given))
 
-    def _in_batches(self, name: str, choice=None, **inputs) -> dict[str, np.ndarray]:
+    def _in_batches(self, name: str, params=None, **inputs) -> dict[str, np.ndarray]:
         """Cuts the arrays among the inputs; numbers go with each part."""
         parts = []
         count = max(len(array) for array in inputs.values() if array.ndim)
@@ -112,7 +110,8 @@ class Client:
                 key: array[start : start + size] if array.ndim else array
                 for key, array in inputs.items()
             }
-            parts.append(self._ask(name, **part, **_later(choice or {}, start)))
+            later = params.for_image(start).as_dict() if params else {}
+            parts.append(self._ask(name, **part, **later))
         return _joined(parts)
 
     def _parts(self, count: int) -> list[tuple[int, int]]:
@@ -125,21 +124,6 @@ class Client:
 
     def _signature(self, name: str) -> Signature:
         return named(self._signatures, name)
-
-
-def _choice(*, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> dict:
-    check(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
-    return {
-        "seed": seed,
-        "temperature": np.float32(temperature),
-        "top_k": np.int32(min(top_k, _MOST)),
-        "top_p": np.float32(top_p),
-    }
-
-
-def _later(choice: dict, start: int) -> dict:
-    """The choice for images from number `start` on."""
-    return {**choice, "seed": np.int32(later_seed(int(choice["seed"]), start))} if choice else {}
 
 
 def _joined(parts: list[dict]) -> dict[str, np.ndarray]:

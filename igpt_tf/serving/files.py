@@ -9,7 +9,7 @@ from PIL import Image
 
 from igpt_tf import runtime
 from igpt_tf.errors import InputError
-from igpt_tf.sampling.params import MOST_BYTES, MOST_IMAGES, MOST_PIXELS
+from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_FILE_PIXELS, MAX_IMAGES
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -17,9 +17,9 @@ _ENDINGS = (".png", ".jpg", ".jpeg")
 def find(paths: list[str] | None) -> list[str]:
     """Image files, of folders the .png and .jpg ones. Raises: InputError."""
     files = [file for path in paths or () for file in _files(path)]
-    if not 1 <= len(files) <= MOST_IMAGES:
+    if not 1 <= len(files) <= MAX_IMAGES:
         raise InputError(
-            f"name 1 to {MOST_IMAGES} image files, or folders of them. "
+            f"name 1 to {MAX_IMAGES} image files, or folders of them. "
             f"Received: {len(files)} files, images={paths}"
         )
     return files
@@ -40,13 +40,13 @@ def read(path: str) -> bytes:
     """
     try:
         num_bytes = os.path.getsize(path)
-        if not 0 < num_bytes <= MOST_BYTES:
+        if not 0 < num_bytes <= MAX_FILE_BYTES:
             raise InputError(
-                f"an image file must have 1 to {MOST_BYTES} bytes. "
+                f"an image file must have 1 to {MAX_FILE_BYTES} bytes. "
                 f"Received: bytes={num_bytes}, path={path}"
             )
         with open(path, "rb") as file:
-            content = file.read(MOST_BYTES)
+            content = file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise InputError(
             f"an image file cannot be read ({error.strerror}). Received: path={path}"
@@ -61,11 +61,13 @@ def check(content: bytes, path: str) -> None:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             width, height = Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).size
     except Image.DecompressionBombError:
-        width = height = MOST_PIXELS
+        width = height = MAX_FILE_PIXELS
     except (OSError, SyntaxError, ValueError):
         raise InputError(f"an image must be a PNG or JPEG file. Received: path={path}") from None
-    if width * height > MOST_PIXELS:
-        raise InputError(f"an image must have at most {MOST_PIXELS} pixels. Received: path={path}")
+    if width * height > MAX_FILE_PIXELS:
+        raise InputError(
+            f"an image must have at most {MAX_FILE_PIXELS} pixels. Received: path={path}"
+        )
 
 
 def pixels(paths: list[str], image_size: tuple[int, int]) -> np.ndarray:

@@ -17,6 +17,7 @@ from igpt_tf.image_grid import grid, write_png
 from igpt_tf.objectives import Objective
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
+from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.training import strategies
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.rewinds import NonFiniteLoss
@@ -268,11 +269,13 @@ class Draw:
 
     def _completions(self):
         given = self._originals.shape[1] // 2
-        completed = self._sampler.complete(self._originals, given, seed=self._seed)
+        completed = self._sampler.complete(self._originals, given, SamplingParams(seed=self._seed))
         return self._grid(np.concatenate([self._originals, completed]))
 
     def _samples(self):
-        return self._grid(self._sampler.sample(len(self._originals), seed=self._seed))
+        return self._grid(
+            self._sampler.sample(len(self._originals), SamplingParams(seed=self._seed))
+        )
 
     def _grid(self, tokens):
         images = self._palette.decode(tokens, self._sampler.model.image_size)

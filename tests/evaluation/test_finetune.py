@@ -21,6 +21,7 @@ from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
+from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_pretrained
 from igpt_tf.training.classification import Scorer, Scores
@@ -130,7 +131,7 @@ def test_a_fine_tuned_model_offers_classes_beside_all_that_a_pretrained_one_does
     of_pretrained = set(SavedModel(saved_model).signature_names)
     assert of_pretrained | {"classify", "classify_bytes"} == set(saved.signature_names)
     network, palette, _ = load_model(saved.path)
-    [tokens] = Sampler(network).sample(1, seed=3)
+    [tokens] = Sampler(network).sample(1, SamplingParams(seed=3))
     choice = {"seed": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     sampled = saved.signature("sample")(num_images=1, **choice)
     np.testing.assert_array_equal(sampled["tokens"], [tokens])

@@ -11,11 +11,9 @@ from igpt_tf.data import digits
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import evaluation, gallery, painting, palettes
 from igpt_tf.palette import Palette
-from igpt_tf.sampling.params import given_pixels
+from igpt_tf.sampling.params import SamplingParams, parse_num_given
 from igpt_tf.savedmodel.load import SavedModel
 from tests.evaluation.tiny import write_tiny
-
-CHOICE = painting.Choice()
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +84,9 @@ def test_a_part_the_data_set_lacks_is_refused():
 
 
 def test_an_image_of_a_seed_is_the_same_in_any_batch(model):
-    whole = painting.sample(model, 5, seed=3, choice=CHOICE, batch_size=5)
-    parts = painting.sample(model, 5, seed=3, choice=CHOICE, batch_size=2)
-    later = painting.sample(model, 1, seed=7, choice=CHOICE, batch_size=2)
+    whole = painting.sample(model, 5, params=SamplingParams(3), batch_size=5)
+    parts = painting.sample(model, 5, params=SamplingParams(3), batch_size=2)
+    later = painting.sample(model, 1, params=SamplingParams(7), batch_size=2)
     np.testing.assert_array_equal(whole, parts)
     np.testing.assert_array_equal(whole[4:], later)
 
@@ -97,9 +95,9 @@ def test_cores_that_paint_a_part_each_paint_the_same_images(model, monkeypatch):
     originals = digits().valid.images[:18]
 
     def painted():
-        samples = painting.sample(model, 18, seed=3, choice=CHOICE, batch_size=16)
+        samples = painting.sample(model, 18, params=SamplingParams(3), batch_size=16)
         return samples, painting.complete(
-            model, originals, 40, seed=5, choice=CHOICE, batch_size=16
+            model, originals, 40, params=SamplingParams(5), batch_size=16
         )
 
     together = painted()
@@ -109,18 +107,18 @@ def test_cores_that_paint_a_part_each_paint_the_same_images(model, monkeypatch):
 
 
 def test_seeds_go_on_at_the_smallest_after_the_largest_whatever_the_batches(model):
-    whole = painting.sample(model, 3, seed=2**31 - 2, choice=CHOICE, batch_size=3)
-    parts = painting.sample(model, 3, seed=2**31 - 2, choice=CHOICE, batch_size=2)
-    last = painting.sample(model, 1, seed=-(2**31), choice=CHOICE, batch_size=1)
+    whole = painting.sample(model, 3, params=SamplingParams(2**31 - 2), batch_size=3)
+    parts = painting.sample(model, 3, params=SamplingParams(2**31 - 2), batch_size=2)
+    last = painting.sample(model, 1, params=SamplingParams(-(2**31)), batch_size=1)
     np.testing.assert_array_equal(whole, parts)
     np.testing.assert_array_equal(whole[2:], last)
     with pytest.raises(InputError, match="seed must be"):
-        painting.sample(model, 1, seed=2**31, choice=CHOICE, batch_size=1)
+        painting.sample(model, 1, params=SamplingParams(2**31), batch_size=1)
 
 
 def test_a_completion_keeps_the_given_rows(model):
     images = digits().valid.images[:3]
-    completed = painting.complete(model, images, 24, seed=0, choice=CHOICE, batch_size=2)
+    completed = painting.complete(model, images, 24, params=SamplingParams(0), batch_size=2)
     shown = model.palette.decode(model.palette.encode(images), (8, 8))
     np.testing.assert_array_equal(completed[:, :3], shown[:, :3])
     assert (completed[:, 3:] != shown[:, 3:]).any()
@@ -129,8 +127,10 @@ def test_a_completion_keeps_the_given_rows(model):
 def test_compiled_by_xla_the_pictures_are_the_same(model):
     compiled, originals = painting.Compiled(model), digits().valid.images[:3]
     for painter in (model, compiled):
-        samples = painting.sample(painter, 3, seed=7, choice=CHOICE, batch_size=3)
-        completions = painting.complete(painter, originals, 40, seed=5, choice=CHOICE, batch_size=2)
+        samples = painting.sample(painter, 3, params=SamplingParams(7), batch_size=3)
+        completions = painting.complete(
+            painter, originals, 40, params=SamplingParams(5), batch_size=2
+        )
         if painter is model:
             wanted = samples, completions
     np.testing.assert_array_equal(samples, wanted[0])
@@ -138,34 +138,26 @@ def test_compiled_by_xla_the_pictures_are_the_same(model):
 
 
 def test_num_given_is_a_share_of_the_image_or_whole_rows():
-    assert given_pixels("0.5", (8, 6)) == 24
-    assert given_pixels("3", (8, 6)) == 18
-    assert given_pixels("1.0", (8, 6)) == 48
+    assert parse_num_given("0.5", (8, 6)) == 24
+    assert parse_num_given("3", (8, 6)) == 18
+    assert parse_num_given("1.0", (8, 6)) == 48
     for wrong in ("9", "1.5", "-1", "half", "nan", "1.e400"):
         with pytest.raises(InputError, match="num_given"):
-            given_pixels(wrong, (8, 6))
+            parse_num_given(wrong, (8, 6))
 
 
 def test_single_images_are_named_by_the_seed_that_paints_them(model, tmp_path):
-    common = {"choice": CHOICE, "batch_size": 4, "animate": True}
-    gallery.write_samples(model.path, str(tmp_path), num_images=3, seed=17, **common)
+    common = {"params": SamplingParams(17), "batch_size": 4, "animate": True}
+    gallery.write_samples(model.path, str(tmp_path), num_images=3, **common)
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["seed_00017.png", "seed_00018.png", "seed_00019.png"]
     single = np.asarray(Image.open(tmp_path / "samples" / "seed_00018.png"))
-    [same] = painting.sample(model, 1, seed=18, choice=CHOICE, batch_size=1)
+    [same] = painting.sample(model, 1, params=SamplingParams(18), batch_size=1)
     np.testing.assert_array_equal(single, same)
     about = json.loads((tmp_path / "samples.json").read_text())
-    assert about == {"num_images": 3, "saved_model": model.path, "seed": 17, **vars(CHOICE)}
+    assert about == {"num_images": 3, "saved_model": model.path, **SamplingParams(17).as_dict()}
     with Image.open(tmp_path / "samples.gif") as animation:
         assert animation.n_frames > 32  # frames that do not differ are merged
-
-
-def test_a_choice_out_of_range_is_refused_before_anything_is_written(model, tmp_path):
-    wrong = painting.Choice(top_p=1.5)
-    common = {"seed": 0, "batch_size": None, "animate": False}
-    with pytest.raises(InputError, match="top_p"):
-        gallery.write_samples(model.path, str(tmp_path / "a"), num_images=3, choice=wrong, **common)
-    assert not (tmp_path / "a").exists()
 
 
 def test_a_row_of_completions_begins_with_the_original_and_what_was_given():

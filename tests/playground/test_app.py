@@ -11,7 +11,7 @@ from PIL import Image
 
 from igpt_tf.playground.app import create_app
 from igpt_tf.playground.backends import Local, Served
-from igpt_tf.sampling.params import MOST_BYTES, MOST_PIXELS
+from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_FILE_PIXELS
 from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.rest import Rest
 from tests.serving import exported, standin
@@ -176,15 +176,15 @@ def _noise(side: int) -> np.ndarray:
     [
         (b"", "PNG or JPEG"),
         (b"GIF89a, or so it says", "PNG or JPEG"),
-        (_bomb(2**13), f"at most {MOST_PIXELS} pixels"),
-        (_bomb(2**15), f"at most {MOST_PIXELS} pixels"),
-        (_bomb(2**31 - 1), f"at most {MOST_PIXELS} pixels"),
+        (_bomb(2**13), f"at most {MAX_FILE_PIXELS} pixels"),
+        (_bomb(2**15), f"at most {MAX_FILE_PIXELS} pixels"),
+        (_bomb(2**31 - 1), f"at most {MAX_FILE_PIXELS} pixels"),
         (_bomb(2**12), "corrupt"),
         (_png(_noise(99))[:200], "corrupt"),
         (_png(_noise(99), "JPEG")[:-900], "corrupt"),
         (_png(_noise(99), "BMP"), "PNG or JPEG"),
         (_png(np.zeros((2, 2, 3))), "smaller"),
-        (bytes(MOST_BYTES + 1), f"at most {MOST_BYTES} bytes"),
+        (bytes(MAX_FILE_BYTES + 1), f"at most {MAX_FILE_BYTES} bytes"),
     ],
 )
 def test_what_is_no_image_or_too_much_of_one_is_refused(page, content, said):

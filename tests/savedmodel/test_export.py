@@ -18,6 +18,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
 from igpt_tf.sampling import Sampler
+from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.savedmodel import load, pixels
 from igpt_tf.savedmodel.load import load_model
 from igpt_tf.savedmodel.write import write_pretrained
@@ -142,7 +143,7 @@ def test_samples_equal_the_live_samplers(causal, num_images):
     for choice in ({}, {"temperature": 0.7, "top_k": 5, "top_p": 0.8}):
         choice = {**CHOICE, **choice}
         served = causal.call("sample", num_images=num_images, **choice)
-        live = Sampler(causal.model).sample(num_images, **choice)
+        live = Sampler(causal.model).sample(num_images, SamplingParams(**choice))
         np.testing.assert_array_equal(served["tokens"], live)
         shown = causal.palette.decode(live, SIZES["image_size"])
         np.testing.assert_array_equal(served["images"], shown)
@@ -152,7 +153,7 @@ def test_samples_equal_the_live_samplers(causal, num_images):
 def test_completions_equal_the_live_samplers_and_keep_what_is_given(exported, images, num_given):
     tokens = exported.palette.encode(images)
     served = exported.call("complete", images=images, num_given=num_given, **CHOICE)["tokens"]
-    live = Sampler(exported.model).complete(tokens, num_given, **CHOICE)
+    live = Sampler(exported.model).complete(tokens, num_given, SamplingParams(**CHOICE))
     np.testing.assert_array_equal(served, live)
     np.testing.assert_array_equal(served[:, :num_given], tokens[:, :num_given])
 
@@ -162,7 +163,7 @@ def test_in_paintings_equal_the_live_samplers_and_keep_what_is_known(masked, ima
     tokens = masked.palette.encode(images)
     served = masked.call("inpaint", images=images, known=known, num_rounds=5, **CHOICE)["tokens"]
     known = known.reshape(5, -1)
-    live = Sampler(masked.model).inpaint(tokens, known, num_rounds=5, **CHOICE)
+    live = Sampler(masked.model).inpaint(tokens, known, SamplingParams(**CHOICE), num_rounds=5)
     np.testing.assert_array_equal(served, live)
     np.testing.assert_array_equal(served[known], tokens[known])
 
