@@ -7,6 +7,7 @@ after a crash or a power failure it has either its old content or all of the new
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -88,6 +89,27 @@ def read_json(path: str, *, description: str, fix: str, schema: Any = Any):
         raise InputError(
             f"{description} cannot be read ({' '.join(reason.split())}); {fix}. Received: {path}"
         ) from None
+
+
+def local_path(path: str, name: str) -> str:
+    """Expands `~` at the start of a path. Text that is not a path is returned as it is.
+
+    Args:
+        path: What the user gave.
+        name: The flag or parameter, for the error.
+
+    Raises:
+        InputError: It is the address of a file in the cloud, or there is no such user.
+    """
+    if re.match(r"(gs|s3|hdfs|az|abfss?)://", path):
+        raise InputError(
+            "only local files can be read and written; copy the files, or mount the bucket (for "
+            f"example with gcsfuse or s3fs). Received: {name}={path}"
+        )
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise InputError(f"there is no such home folder. Received: {name}={path}")
+    return expanded
 
 
 def replace_folder(source: str, target: str) -> None:

@@ -43,7 +43,7 @@ def main() -> None:
 
     config.parse_flags()
     flag = flags.FLAGS
-    config.borrow("make_tfrecords", ("source",))
+    config.copy_bindings("train", "make_tfrecords", ("source",))
     make_tfrecords(workdir=flag.workdir, images_per_shard=flag.images_per_shard)
 
 

@@ -94,7 +94,7 @@ def bound_image_size() -> tuple[int, int]:
     try:
         return size_pair(gin.query_parameter(f"{name}.image_size"))
     except ValueError:
-        config.borrow("image_size_of", ("source",))
+        config.copy_bindings("train", "image_size_of", ("source",))
     try:
         return image_size_of()
     except InputError as error:
@@ -112,7 +112,7 @@ def main() -> None:
 
     config.parse_flags()
     flag = flags.FLAGS
-    config.borrow("plan", _BORROWED)
+    config.copy_bindings("train", "plan", _BORROWED)
     side = flag.image_size
     plan(
         workdir=flag.workdir,
