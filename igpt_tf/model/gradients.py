@@ -1,10 +1,43 @@
-"""Functions with gradients written by hand, which keep less for the backward pass."""
+"""Functions with hand-written gradients, which keep less memory for the backward pass."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
 
 from keras import ops
 
-from igpt_tf.model.fusion import fused
+_compiler = contextvars.ContextVar("elementwise_compiler", default=None)
+
+
+def elementwise(function: Callable) -> Callable:
+    """Marks a function of tensors whose operations are all elementwise.
+
+    A backend that runs operations one by one reads and writes every intermediate tensor. Within
+    `elementwise_compiler(compiler)`, `compiler(function)` runs instead, as one loop over memory.
+    """
+
+    @functools.wraps(function)
+    def call(*tensors):
+        compiler = _compiler.get()
+        return (compiler(function) if compiler else function)(*tensors)
+
+    return call
+
+
+@contextlib.contextmanager
+def elementwise_compiler(compiler: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Context in which `compiler` compiles the functions marked with `elementwise`.
+
+    Args:
+        compiler: Maps a function of tensors to a faster one with the same results, and returns the
+            same object for the same function.
+    """
+    token = _compiler.set(compiler)
+    try:
+        yield
+    finally:
+        _compiler.reset(token)
 
 
 def with_gradient(function: Callable) -> Callable:
@@ -60,7 +93,7 @@ def _inverse_rms(x):
     return ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + 1e-5)
 
 
-@fused
+@elementwise
 def _scaled(x, factor, gain):
     return ops.cast(ops.cast(x, "float32") * factor * ops.cast(gain, "float32"), x.dtype)
 
@@ -75,7 +108,7 @@ def _norm_gradient(x, inverse, gain, upstream):
     return ops.cast(x_gradient, x.dtype), ops.cast(gain_gradient, gain.dtype)
 
 
-@fused
+@elementwise
 def _across(slope, gain, inverse, x, along):
     """slope * gain * inverse, less its part along x: a longer x has the same norm(x)."""
     return slope * gain * inverse - x * along
@@ -145,7 +178,7 @@ def quick_gelu(x):
     return ops.silu(_GELU * x) / _GELU
 
 
-@fused
+@elementwise
 def _silu_again(wide, upstream):
     """silu(wide) / 1.702, and the gradient of `wide` for that of this."""
     gate = ops.sigmoid(wide)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from igpt_tf import runtime
 from igpt_tf.model import ImageGPT
-from igpt_tf.model.fusion import fusing
+from igpt_tf.model.gradients import elementwise_compiler
 
 
 def worthwhile(model: ImageGPT) -> bool:
@@ -24,8 +24,8 @@ def worthwhile(model: ImageGPT) -> bool:
 
 
 def in_loops() -> contextlib.AbstractContextManager:
-    """Within it, what the model has marked as `fused` is compiled."""
-    return fusing(_compiled)
+    """Within it, what the model has marked as `elementwise` is compiled."""
+    return elementwise_compiler(_compiled)
 
 
 @functools.cache

@@ -32,11 +32,11 @@ class OneTrace:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Within it the model runs its blocks so."""
-        self._model.run_block = self._run
+        self._model.block_runner = self._run
         try:
             yield
         finally:
-            del self._model.run_block
+            self._model.block_runner = None
 
     def _run(self, block, h):
         return self._traced(h, *(tf.convert_to_tensor(weight.value) for weight in block.weights))
