@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import datetime
+import glob
 import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shlex
 import sys
 
@@ -21,11 +23,40 @@ _MAX_CPU_BRANCHES = 8  # each holds gradients of its own; further cores share op
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without the messages that it prints whatever its log level is."""
+    """Imports TensorFlow as the programs need it; to be called before anything imports Keras.
+
+    * Messages that TensorFlow prints at any log level are discarded.
+    * Keras runs on TensorFlow with its default settings, whatever `KERAS_BACKEND` and the user's
+      `keras.json` ask for: with another backend, or with float16 as the type of the weights,
+      training would fail.
+    * The CPU allocator is configured.
+    * An NVIDIA GPU that TensorFlow does not see is reported on stderr.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["KERAS_HOME"] = os.devnull  # a folder without keras.json
     _configure_cpu_allocator()
     with suppress_stderr():
-        import tensorflow  # noqa: F401
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+    if not gpus and has_unused_gpu():
+        print(
+            "warning: this machine has an NVIDIA GPU, but TensorFlow finds no CUDA libraries for "
+            "it and uses the CPU. Install them with `make setup` or `pip install "
+            "'tensorflow[and-cuda]'`, or hide the GPU with CUDA_VISIBLE_DEVICES=-1",
+            file=sys.stderr,
+        )
+
+
+def has_unused_gpu(root: str = "/") -> bool:
+    """Whether there is an NVIDIA GPU that CUDA_VISIBLE_DEVICES does not hide.
+
+    Args:
+        root: Folder of dev/, for tests.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return not hidden and bool(glob.glob(os.path.join(root, "dev", "nvidia[0-9]*")))
 
 
 def _configure_cpu_allocator() -> None:
@@ -36,9 +67,9 @@ def _configure_cpu_allocator() -> None:
     """
     os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")  # not an allocator of oneDNN's own
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-    limit = _MEMORY_FRACTION * available_memory()
-    if limit < float("inf"):  # beyond it the kernel kills the process without a message
-        os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(int(limit) // 2**20))
+    # Beyond its memory limit the kernel kills a process without a message.
+    limit = int(_MEMORY_FRACTION * available_memory()) // 2**20
+    os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(max(1, limit)))
     with contextlib.suppress(AttributeError, OSError):  # other C libraries than glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 1)
@@ -91,17 +122,73 @@ def hardware() -> dict:
 
 def _cpu_name() -> str | None:
     """The processor's name: psutil and platform report the architecture only."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
+    for line in _lines("/proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
     return platform.machine() or None
 
 
-def available_memory() -> float:
-    """Bytes that programs may still allocate."""
-    return psutil.virtual_memory().available
+def available_memory(root: str = "/") -> int:
+    """Bytes that this process may still allocate.
+
+    The least of what the machine has left, what the control groups of the process leave
+    (containers, Kubernetes, Slurm) and what the limit of its address space leaves (`ulimit -v`).
+
+    Args:
+        root: Folder of proc/ and sys/, for tests.
+    """
+    limits = [psutil.virtual_memory().available, *_cgroup_memory(root)]
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space - psutil.Process().memory_info().vms)
+    return max(0, min(limits))
+
+
+def _cgroup_memory(root: str) -> list[int]:
+    """Bytes left in every control group of this process that has a limit, versions 1 and 2.
+
+    Source: kernel.org, admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst.
+    """
+    left = []
+    for line in _lines(os.path.join(root, "proc/self/cgroup")):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            mount, names = "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount = "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = path.strip("/")
+        while True:  # a limit of a group also holds for the groups inside it
+            left += _left_in_group(os.path.join(root, mount, group), *names)
+            if not group:
+                break
+            group = os.path.dirname(group)
+    return left
+
+
+def _left_in_group(folder: str, limit: str, usage: str, cache: str) -> list[int]:
+    """[bytes left], or [] without a limit. Cached files, which can be dropped, count as free."""
+    values = [_lines(os.path.join(folder, name))[:1] for name in (limit, usage)]
+    if not all(value and value[0].isdecimal() for value in values):  # "max", or no such folder
+        return []
+    cached = [
+        int(line.split()[1])
+        for line in _lines(os.path.join(folder, "memory.stat"))
+        if line.split()[0] == cache
+    ]
+    return [int(values[0][0]) - int(values[1][0]) + sum(cached)]
+
+
+def _lines(path: str) -> list[str]:
+    """Lines of a file of the kernel, none if there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
 
 
 def _accelerators() -> list[str]:

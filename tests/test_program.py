@@ -184,7 +184,7 @@ def test_too_little_memory_is_told_in_one_line_with_what_needs_less(tmp_path):
     large = "build_model.hidden_dim=256", "train.batch_size=1024"
     ended = run(tmp_path / "run", *large, environment=little)
     *bar, line = ended.stderr.splitlines()
-    assert ended.returncode == 2 and line.startswith("error: the memory"), ended.stderr
+    assert ended.returncode == 2 and line.startswith("error: not enough memory"), ended.stderr
     assert "step_options.gradient_accumulation_steps" in line and all(
         "pretrain" in x for x in bar if x
     )

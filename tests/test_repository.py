@@ -26,7 +26,7 @@ ALLOWED = {
     "formatting": set(),
     "runtime": {"__init__", "errors"},
     "config": {"errors", "files"},
-    "cli": {"errors", "runtime", "config"},
+    "cli": {"errors", "files"},
     "image_grid": BASE,
     "palette": BASE,
     "objectives": BASE,
