@@ -66,6 +66,19 @@ def require_flags(*names: str) -> None:
             raise InputError(f"--{name} is missing (--help lists the flags)")
 
 
+def flag_values(*names: str) -> dict:
+    """The values of the flags that were given, as keyword arguments {name: value}.
+
+    A flag without a value is left out, so that the default of the function called, or what gin
+    binds to its parameter, applies.
+
+    Example:
+        scores.evaluate(**cli.flag_values("saved_model", "workdir", "split"))
+    """
+    values = {name: flags.FLAGS[name].value for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _parse_flags() -> None:
     """Parses `sys.argv` and expands `~` in paths.
 

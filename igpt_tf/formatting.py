@@ -1,5 +1,6 @@
 """Numbers and tables as text for the terminal."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -20,3 +21,32 @@ def table(header: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str
 def percent(fraction: float | None) -> str:
     """0.9567 -> "95.7 %"; "" for None."""
     return "" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def wilson_interval(fraction: float, count: int) -> list[float]:
+    """95 % confidence interval [low, high] of a fraction measured on `count` images.
+
+    Unlike fraction +- 1.96 standard errors it is useful for small counts and for 0 and 1.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    z = 1.96
+    centre = fraction + z**2 / (2 * count)
+    width = z * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return [max(0.0, (centre - width) / scale), min(1.0, (centre + width) / scale)]
+
+
+def interval_text(interval: Sequence[float]) -> str:
+    """[0.931, 0.9734] -> "93.1 to 97.3 %"."""
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def few_images_warning(count: int) -> str:
+    """A warning about an accuracy measured on fewer than 100 images; "" for more."""
+    if count >= 100:
+        return ""
+    return (
+        f"Warning: measured on {count} images only; differences within the intervals mean little."
+    )

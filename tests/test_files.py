@@ -9,8 +9,7 @@ import pytest
 
 from igpt_tf import files
 from igpt_tf.errors import InputError
-from igpt_tf.evaluation import gallery
-from igpt_tf.sampling.params import SamplingParams
+from igpt_tf.evaluation import galleries
 
 # On Linux even root cannot write into this folder.
 UNWRITABLE = "/proc"
@@ -121,8 +120,6 @@ def test_a_file_in_place_of_the_workdir_is_refused(tmp_path):
 
 @needs_proc
 def test_sampling_checks_its_workdir_before_it_loads_the_model():
-    common = {"params": SamplingParams(), "batch_size": None, "animate": False}
-    completing = {"images": None, "source": None, "num_given": "0.5", "completions": 1}
-    for write, more in ((gallery.write_samples, {}), (gallery.write_completions, completing)):
+    for arguments in ({}, {"num_given": "0.5"}):
         with pytest.raises(InputError, match="the workdir cannot be written"):
-            write("nowhere", UNWRITABLE, num_images=1, **common, **more)
+            galleries.sample(saved_model="nowhere", workdir=UNWRITABLE, **arguments)

@@ -1,4 +1,4 @@
-"""Pretrains on the handwritten digits, probes and samples the result: `make demo`.
+"""Pretrains on handwritten digits, probes and samples the result: `make demo`.
 
 python -m tools.demo [--workdir=runs/digits] [--gin_param='train.num_steps=...']
 """
@@ -10,42 +10,62 @@ import sys
 
 from absl import flags
 
-from igpt_tf import cli, runtime
+from igpt_tf import cli, files
+from igpt_tf.formatting import table
 
 flags.DEFINE_string("workdir", "runs/digits", "Folder of the run; the same folder again resumes.")
 flags.DEFINE_string("gin_file", "gin/runs/digits_tiny_ar.gin", "The run.")
-flags.DEFINE_multi_string("gin_param", [], "Bindings for the run; may be repeated.")
+flags.DEFINE_multi_string("gin_param", [], "Bindings of the run; may be repeated.")
+
+_BASELINES = {
+    "uniform": "all colours are equally likely",
+    "unigram": "frequency of each colour",
+    "per_position": "frequency of each colour at each pixel",
+}
 
 
 def main() -> None:
-    """Pretrain, probe, sample, one program after the other; then the numbers of all three."""
+    """Pretrains, probes and samples in a program each, then prints a summary."""
     flag = flags.FLAGS
     workdir, export = flag.workdir, os.path.join(flag.workdir, "export")
     bindings = [f"--gin_param={binding}" for binding in flag.gin_param]
-    step("igpt_tf.main", f"--gin_file={flag.gin_file}", f"--workdir={workdir}", *bindings)
+    run("igpt_tf.main", f"--gin_file={flag.gin_file}", f"--workdir={workdir}", *bindings)
+    print(_losses(workdir))
     for tool in ("linear_probe", "sample"):
         folder = os.path.join(workdir, tool)
-        # What it prints comes again in the summary; its progress shows on stderr.
-        step(f"tools.{tool}", f"--saved_model={export}", f"--workdir={folder}", quiet=True)
-    runtime.import_tensorflow()
-    from igpt_tf.evaluation import demo_summary
+        run(f"tools.{tool}", f"--saved_model={export}", f"--workdir={folder}")
+    print(
+        f"\nplot of the probe  {os.path.join(workdir, 'linear_probe', 'linear_probe.png')}\n"
+        f"samples            {os.path.join(workdir, 'sample', 'samples.png')}\n"
+        f"TensorBoard        tensorboard --logdir={workdir}\n"
+        f"report             python -m tools.report --workdir={workdir}\n"
+        f"web page           python -m tools.playground --saved_model={export}"
+    )
 
-    print(demo_summary.of(workdir))
 
-
-def step(module: str, *arguments: str, quiet: bool = False) -> None:
-    """Runs a program to its end, and ends this one with its exit code if that is not 0."""
+def run(module: str, *arguments: str) -> None:
+    """Runs a program to its end; exits with its exit code if that is not 0."""
     print(f"\n== python -m {module} {' '.join(arguments)}", flush=True)
-    output = subprocess.DEVNULL if quiet else None
-    child = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=output)
-    # Ctrl-C reaches the child too, which saves its state first; a TERM is passed on to it.
+    child = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    # Ctrl-C reaches the child too, which saves its state first; SIGTERM is passed on to it.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if code:
         sys.exit(code if code > 0 else 128 - code)
+
+
+def _losses(workdir: str) -> str:
+    """The loss of the run beside the baselines."""
+    path = os.path.join(workdir, "result.json")
+    result = files.read_json(path, description="the result of the run", fix="run it again")
+    rows = [[f"this model, step {result['step']:,}", f"{result['nats_per_token']['valid']:.3f}"]]
+    for name, description in _BASELINES.items():
+        title = f"{name.replace('_', ' ')}: {description}"
+        rows.append([title, f"{result['baselines'][name]:.3f}"])
+    return "\n" + table(["predictor of held-out images", "nats/token"], rows)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,55 @@
-"""Samples of a SavedModel, or completions of images.
+"""Samples of a SavedModel, completions of images, or in-paintings by a masked model.
 
 python -m tools.sample --saved_model=DIR --workdir=DIR [--num_images=16] [--seed=0] [--animate]
 python -m tools.sample --saved_model=DIR --workdir=DIR --num_given=0.5 [--images=FOLDER]
+python -m tools.sample --saved_model=DIR --workdir=DIR --known=MASK.png [--images=FOLDER]
 
-Any of --num_given, --images and --completions asks for completions, half given by default, of the
-held-out images of the model's own data set unless --images names others.
+--num_given, --known, --images and --completions each ask for completions, by default with the upper
+half given. Held-out images of the model's data set are completed, unless --images names others.
 """
 
-import gin
 from absl import flags
 
 from igpt_tf import cli, config, runtime
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
-flags.DEFINE_string("workdir", None, "Where the pictures go.")
-flags.DEFINE_integer("num_images", 16, "How many samples, or how many images to complete.")
-flags.DEFINE_integer("seed", 0, "Image i is that of seed + i.")
-flags.DEFINE_float("temperature", 1.0, "Below 1: safer choices of colours; above: wilder.")
-flags.DEFINE_integer("top_k", 0, "Choose among so many best colours; 0 for all.")
-flags.DEFINE_float("top_p", 1.0, "Choose among the best colours of so much probability.")
-flags.DEFINE_string("num_given", "0.5", "Complete: a share of the image, or a number of rows.")
-flags.DEFINE_list("images", None, "Complete these files or folders, half given by default.")
-flags.DEFINE_integer("completions", 4, "How many completions of each image.")
-flags.DEFINE_integer("batch_size", None, "Images at a time; without, what the memory allows.")
-flags.DEFINE_bool("animate", False, "Also write an animation of the pictures being painted.")
-flags.DEFINE_bool("jit_compile", False, "Compile with XLA: a slow start, then faster. For many.")
+flags.DEFINE_string("workdir", None, "Folder for the pictures.")
+flags.DEFINE_integer("num_images", None, "Images to sample, or at most to complete; 16 without.")
+flags.DEFINE_integer("seed", 0, "Image i is generated with seed + i.")
+flags.DEFINE_float("temperature", 1.0, "Divisor of the logits; below 1 less diverse, above more.")
+flags.DEFINE_integer("top_k", 0, "Sample from this many most likely colours; 0 for all.")
+flags.DEFINE_float("top_p", 1.0, "Sample from the most likely colours of this total probability.")
+flags.DEFINE_string("num_given", None, "Complete: share of the rows to keep, or number of rows.")
+flags.DEFINE_string(
+    "known", None, "In-paint: an image file; bright pixels are kept, dark ones filled."
+)
+flags.DEFINE_integer("num_rounds", None, "Rounds of in-painting with --known; 8 without.")
+flags.DEFINE_multi_string(
+    "images", None, "Complete the images of this file or folder; may be repeated."
+)
+flags.DEFINE_integer("completions", None, "Completions per image; 4 without.")
+flags.DEFINE_integer("batch_size", None, "Images at a time; 16 without, if the memory admits them.")
+flags.DEFINE_bool("animate", False, "Also write an animation of the images being generated.")
+flags.DEFINE_bool("jit_compile", False, "Compile with XLA: a slow start, then faster.")
 
-_COMMON = ("num_images", "batch_size", "animate", "jit_compile")
-_PARAMS = ("seed", "temperature", "top_k", "top_p")
-
-
-@gin.configurable
-def sample(*, saved_model, workdir, complete, params, common, source=None):
-    """See `igpt_tf.evaluation.gallery`; `source` is built by gin."""
-    from igpt_tf.evaluation import gallery
-    from igpt_tf.sampling.params import SamplingParams
-
-    config.refuse_unread_bindings()
-    arguments = {**common, "params": SamplingParams(**params)}
-    if complete is None:
-        print(gallery.write_samples(saved_model, workdir, **arguments))
-    else:
-        arguments |= {"source": source, **complete}
-        print(gallery.write_completions(saved_model, workdir, **arguments))
+_NAMES = (
+    "saved_model", "workdir", "num_images", "images", "num_given", "known", "num_rounds",
+    "completions", "batch_size", "animate", "jit_compile",
+)  # fmt: skip
 
 
 def main() -> None:
-    """Flags -> configuration -> `sample`."""
+    """Runs `sample` with flags and gin bindings."""
     cli.require_flags("saved_model", "workdir")
     runtime.import_tensorflow()
-    if not flags.FLAGS.jit_compile:  # XLA shares out its own work
+    if not flags.FLAGS.jit_compile:  # XLA distributes its work itself
         runtime.use_one_thread_per_op()
-    import igpt_tf.evaluation  # noqa: F401 - registers what gin may name
+    from igpt_tf.evaluation import galleries
+    from igpt_tf.sampling.params import SamplingParams
 
     config.parse_flags()
-    flag = flags.FLAGS
-    names = ("num_given", "images", "completions")
-    complete = {name: flag[name].value for name in names}
-    sample(
-        complete=complete if any(flag[name].present for name in names) else None,
-        params={name: flag[name].value for name in _PARAMS},
-        common={name: flag[name].value for name in _COMMON},
-        saved_model=flag.saved_model,
-        workdir=flag.workdir,
-    )
+    params = SamplingParams(**cli.flag_values("seed", "temperature", "top_k", "top_p"))
+    print(galleries.sample(params=params, **cli.flag_values(*_NAMES)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What a pretrained model is worth: features, probes, scores and pictures, from its SavedModel.
+"""Measurements on SavedModels: features, linear probes, fine-tuning, scores and galleries.
 
-Importing the room registers with gin what the tools' bindings may name, before gin reads them.
+Importing the package registers the data sources, augmentations and palettes that gin bindings of
+the tools may name. A module of the package registers its own configurables: a tool imports the
+function it runs, then calls `config.parse_flags()`.
 """
 
 import igpt_tf.data
-import igpt_tf.evaluation.probe
 import igpt_tf.model
 import igpt_tf.palette  # noqa: F401

@@ -11,7 +11,7 @@ from igpt_tf.data import augmentation as augmentations
 from igpt_tf.data.input_pipeline import InputPipeline
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import plots, summary
-from igpt_tf.evaluation.splits import Splits, labelled, source_of
+from igpt_tf.evaluation.splits import Splits, labelled_splits, resolve_source
 from igpt_tf.evaluation.tuning import Run, Tuning, search
 from igpt_tf.files import write_json
 from igpt_tf.formatting import percent
@@ -82,8 +82,8 @@ def finetune(
     on_device = running.quantizes_on_device("finetune.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
     running.set_precision("finetune.precision", precision)
-    source = source_of(model, source, "finetune")
-    splits = labelled(source, num_train, seed)
+    source = resolve_source(model, source, "finetune")
+    splits = labelled_splits(source, num_train, seed)
     generative = objective_from_config(model.metadata["objective"])
     objective = build_objective(generative=generative)
     search_steps = _checked_steps(num_steps, search_steps, intervals)

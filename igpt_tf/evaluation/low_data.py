@@ -1,69 +1,78 @@
-"""Low data: what a linear classifier learns from a few labels a class."""
+"""Low-data classification: linear classifiers fitted on a few labels per class."""
 
 import os
 from collections.abc import Sequence
 
+import gin
 import numpy as np
 
+from igpt_tf import config, files
 from igpt_tf.data import Source
 from igpt_tf.errors import InputError
-from igpt_tf.evaluation import encoders
-from igpt_tf.evaluation.features import Features, Rows
-from igpt_tf.evaluation.linear_probe import features_of
-from igpt_tf.evaluation.probe import Classifier, Solver, fit_each
-from igpt_tf.evaluation.splits import labelled, source_of
+from igpt_tf.evaluation import features, plots
+from igpt_tf.evaluation.features import FeatureMatrix, Features, cached_features
+from igpt_tf.evaluation.linear_probe import LBFGS, NO_TEST_NOTE, LinearClassifier, Solver, fit_each
+from igpt_tf.evaluation.splits import SPLIT_TITLES, labelled_splits, resolve_source
+from igpt_tf.formatting import few_images_warning, interval_text, percent, table, wilson_interval
 from igpt_tf.savedmodel.load import SavedModel
 
-# Of the paper; those that a data set cannot give are left out unless they are asked for.
+# The paper's. Those that a data set has too few images for are left out, unless given explicitly.
 LABELS_PER_CLASS = (4, 25, 400)
-# Few labels want stronger regularisation.
+# Few labels need stronger regularisation.
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 
+_ENCODERS = ("pretrained_network", "raw_pixels")  # keys of the report
 
+
+@gin.configurable
 def low_data(
-    model: SavedModel,
     *,
+    saved_model: str,
     workdir: str,
-    source: Source | None,
-    solver: Solver,
+    source: Source | None = None,
+    solver: Solver | None = None,
     labels_per_class: Sequence[int] | None = None,
     num_subsets: int = 5,
     num_train: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict:
-    """Classifiers from k labels a class, on the model's features and on raw pixels.
+    """Fits classifiers on k labels per class, on the model's features and on raw pixels.
 
     For each k, the layer and the solver's setting with the best mean held-out accuracy over the
-    subsets are taken; the test part, where there is one, only measures them.
+    subsets are chosen; the test split, where there is one, is only measured.
 
     Args:
-        model: The model.
-        workdir: Keeps the features; `linear_probe`'s are used again.
-        source: Labelled images; None for those the model was trained on.
-        solver: Fits the classifiers.
-        labels_per_class: Each k; the paper's 4, 25 and 400, as far as there are images, if None.
-        num_subsets: Random subsets for each k.
-        num_train: Draw them from so many random training images; all if None.
-        batch_size: Images at a time through the network.
-        seed: Of the subsets and the choice of training images.
+        saved_model: Path of the model.
+        workdir: Folder for `low_data.json`, `low_data.png` and the feature cache; the features that
+            `linear_probe` has stored there are reused.
+        source: Labelled images; None for the model's training data.
+        solver: Fits the classifiers; None for `LBFGS(l2=STRENGTHS)`.
+        labels_per_class: Values of k; None for 4, 25 and 400, as far as there are images.
+        num_subsets: Number of random subsets per k.
+        num_train: Number of random training images to draw from; None for all of them.
+        batch_size: Images per call of the network.
+        seed: Random seed of the subsets and of the choice of training images.
 
     Returns:
-        The report, JSON-able: "measured_on", "pretrained_network" and "raw_pixels" with a row for
-        each k.
+        The content of `low_data.json`: "measured_on", "num_images", and a row per k under
+        "pretrained_network" and "raw_pixels".
 
     Raises:
-        InputError: As `linear_probe`; or a class has fewer than k images.
+        InputError: As `linear_probe`; or a class has fewer than k training images.
 
     Source: paper, section 4.6.
     """
-    contestants = [encoders.pretrained(model), encoders.raw_pixels()]
-    source = source_of(model, source)
-    splits = labelled(source, num_train, seed)
+    config.refuse_unread_bindings()
+    model = SavedModel(saved_model)
+    encoders = [features.pretrained_encoder(model), features.raw_pixels_encoder()]
+    solver = solver or LBFGS(l2=STRENGTHS)
+    source = resolve_source(model, source, "low_data")
+    splits = labelled_splits(source, num_train, seed)
     labels_per_class = _checked(labels_per_class, splits.train.labels, splits.num_classes)
     if num_subsets < 1:
-        raise InputError(f"at least one subset is needed. Received: {num_subsets=}")
-    cache = os.path.join(workdir, "features")
+        raise InputError(f"num_subsets must be 1 or more. Received: {num_subsets=}")
+    cache = os.path.join(files.make_workdir(workdir), "features")
     report = {
         "saved_model": model.path,
         "step": model.metadata.get("step"),
@@ -75,84 +84,113 @@ def low_data(
         "measured_on": splits.measured_on,
         "solver": solver.setting,
     }
-    for encoder in contestants:
-        parts = features_of(encoder, splits, cache, batch_size=batch_size)
-        report[encoder.title.replace(" ", "_")] = [
-            _one_k(
-                parts,
-                [draw_subset(splits.train.labels, k, (seed, i)) for i in range(num_subsets)],
-                splits.num_classes,
-                solver,
-                {"labels_per_class": k},
-                title=f"{encoder.title}, {k} labels a class",
+    for encoder, key in zip(encoders, _ENCODERS, strict=True):
+        parts = {
+            name: cached_features(
+                encoder, examples, cache, batch_size=batch_size, title=f"{encoder.title}, {name}"
             )
-            for k in labels_per_class
-        ]
+            for name, examples in splits
+        }
+        report[key] = []
+        for k in labels_per_class:
+            subsets = [draw_subset(splits.train.labels, k, (seed, i)) for i in range(num_subsets)]
+            title = f"{encoder.title}, {k} labels per class"
+            row = _fit_subsets(parts, subsets, splits.num_classes, solver, title)
+            report[key].append({"labels_per_class": k, **row})
+    files.write_json(os.path.join(workdir, "low_data.json"), report)
+    plots.accuracy_by_labels(os.path.join(workdir, "low_data.png"), report)
     return report
 
 
-def parse_counts(texts: Sequence[str] | None) -> list[int] | None:
+def format_report(report: dict) -> str:
+    """The report of `low_data` as a table: two rows per number of labels."""
+    split = report["measured_on"]
+    size = report["num_images"][split]
+    rows = [
+        [
+            row["labels_per_class"],
+            key.replace("_", " "),
+            row["layer"] if key == "pretrained_network" else "",
+            percent(row[f"{split}_accuracy"]),
+            f"{100 * row[f'{split}_deviation']:.1f} %",
+            interval_text(row[f"{split}_interval"]),
+        ]
+        for pair in zip(*(report[key] for key in _ENCODERS), strict=True)
+        for key, row in zip(_ENCODERS, pair, strict=True)
+    ]
+    accuracy = f"{SPLIT_TITLES[split]} (n={size:,})"
+    header = ["labels per class", "features", "layer", accuracy, "std of subsets", "95 % interval"]
+    notes = [few_images_warning(size), NO_TEST_NOTE if split == "valid" else ""]
+    return "\n".join([table(header, rows), *filter(None, notes)])
+
+
+def parse_labels_per_class(texts: Sequence[str] | None) -> list[int] | None:
     """["4", "25"] -> [4, 25]. Raises: InputError."""
     try:
         return None if texts is None else [int(text) for text in texts]
     except ValueError:
         raise InputError(
-            f"labels_per_class is a list such as 4,25,400. Received: {','.join(texts)}"
+            "labels_per_class must be a list of integers such as 4,25,400. "
+            f"Received: {','.join(texts)}"
         ) from None
 
 
 def draw_subset(labels: np.ndarray, labels_per_class: int, seed: Sequence[int]) -> np.ndarray:
-    """Indices, sorted, of `labels_per_class` random images of each class in `labels` int[N]."""
+    """Sorted indices of `labels_per_class` random images of each class in `labels` int[N]."""
     random = np.random.RandomState((*seed, labels_per_class))
-    drawn = [
-        random.permutation(np.flatnonzero(labels == one))[:labels_per_class]
-        for one in np.unique(labels)
+    chosen = [
+        random.permutation(np.flatnonzero(labels == label))[:labels_per_class]
+        for label in np.unique(labels)
     ]
-    return np.sort(np.concatenate(drawn))
+    return np.sort(np.concatenate(chosen))
 
 
-def _one_k(
+def _fit_subsets(
     parts: dict[str, Features],
     subsets: list[np.ndarray],
     num_classes: int,
     solver: Solver,
-    row: dict,
-    *,
     title: str,
 ) -> dict:
-    """`row` with the choice made for these subsets and its accuracies."""
+    """The chosen layer and setting for these subsets, with the accuracies."""
 
-    def of_layer(layer) -> tuple[np.ndarray, list[list[Classifier]]]:
-        valid = Rows([parts["valid"]], [layer])
+    def fit_layer(layer) -> tuple[np.ndarray, list[list[LinearClassifier]]]:
+        valid = FeatureMatrix([parts["valid"]], [layer])
         fitted = [
-            solver.fit(Rows([parts["train"]], [layer], subset), num_classes, solver.values)
+            solver.fit(FeatureMatrix([parts["train"]], [layer], subset), num_classes, solver.values)
             for subset in subsets
         ]
         return np.array([[one.accuracy(valid) for one in values] for values in fitted]), fitted
 
-    results = fit_each(of_layer, range(parts["train"].num_layers), title)
+    results = fit_each(fit_layer, range(parts["train"].num_layers), title)
     accuracies = np.array([accuracy for accuracy, _ in results])  # [layers, subsets, values]
     layer, value = np.unravel_index(accuracies.mean(axis=1).argmax(), accuracies.shape[::2])
     row = {
-        **row,
         "layer": int(layer),
         solver.setting: solver.values[value],
-        **_spread("valid", accuracies[layer, :, value]),
+        **_statistics("valid", accuracies[layer, :, value], len(parts["valid"].labels)),
     }
     if "test" in parts:
-        test = Rows([parts["test"]], [layer])
-        row |= _spread("test", [values[value].accuracy(test) for values in results[layer][1]])
+        test = FeatureMatrix([parts["test"]], [layer])
+        measured = [values[value].accuracy(test) for values in results[layer][1]]
+        row |= _statistics("test", measured, len(parts["test"].labels))
     return row
 
 
-def _spread(part: str, accuracies: Sequence[float]) -> dict:
-    """Mean and sample standard deviation, the numbers themselves beside them."""
+def _statistics(split: str, accuracies: Sequence[float], num_images: int) -> dict:
+    """Mean, sample standard deviation and values of the subsets' accuracies.
+
+    The interval is that of the mean accuracy for the number of images measured on; the deviation
+    is that between subsets of labels.
+    """
     accuracies = [float(accuracy) for accuracy in accuracies]
+    mean = float(np.mean(accuracies))
     deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
     return {
-        f"{part}_accuracy": float(np.mean(accuracies)),
-        f"{part}_deviation": deviation,
-        f"{part}_accuracies": accuracies,
+        f"{split}_accuracy": mean,
+        f"{split}_interval": wilson_interval(mean, num_images),
+        f"{split}_deviation": deviation,
+        f"{split}_accuracies": accuracies,
     }
 
 
@@ -163,15 +201,15 @@ def _checked(
     rarest = int(counts.argmin())
     if not counts[rarest]:
         raise InputError(
-            "no labels can be drawn from a class without training images; use more images, or a "
-            f"data set that has all its classes. Received: class={rarest}, num_train={len(labels)}"
+            "every class needs training images; use more images, or a data set that has all its "
+            f"classes. Received: class={rarest} without images, num_train={len(labels)}"
         )
     if labels_per_class is None:
         labels_per_class = [k for k in LABELS_PER_CLASS if k <= counts[rarest]] or [1]
     for k in labels_per_class:
         if not 1 <= k <= counts[rarest]:
             raise InputError(
-                f"class {rarest} has only {counts[rarest]} training images; ask for 1 to "
-                f"{counts[rarest]} labels a class. Received: labels_per_class={k}"
+                f"class {rarest} has only {counts[rarest]} training images; choose 1 to "
+                f"{counts[rarest]} labels per class. Received: labels_per_class={k}"
             )
     return list(labels_per_class)

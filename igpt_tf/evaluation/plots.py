@@ -1,4 +1,4 @@
-"""Pictures of results, for people who would rather look than read."""
+"""Plots of results as PNG files."""
 
 import contextlib
 import os
@@ -6,47 +6,76 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-_OWN = "#1f5fa8"
-_OTHERS = ("#b5651d", "#6b8e23", "#8a8a8a", "#8e4585")
+from igpt_tf import files
+from igpt_tf.evaluation.splits import SPLIT_TITLES
+
+_MODEL_COLOUR = "#1f5fa8"
+_OTHER_COLOURS = ("#b5651d", "#6b8e23", "#8a8a8a", "#8e4585", "#2a9d8f")
 _DOTS_PER_INCH = 130
-_MOST_NAMED = 30  # classes whose names and numbers still fit
+_MAX_NAMED_CLASSES = 30  # for which names and numbers fit into a confusion matrix
+
+
+def run_name(report: dict) -> str:
+    """Name of the model of a report, for titles: "runs/digits, step 1,400".
+
+    Args:
+        report: Has "saved_model", a path, and may have "step".
+    """
+    path = os.path.normpath(report["saved_model"])
+    if os.path.basename(os.path.dirname(path)) == "export":
+        path = os.path.dirname(os.path.dirname(path)) or path
+    return path + (f", step {report['step']:,}" if report.get("step") else "")
 
 
 def accuracy_by_layer(path: str, report: dict) -> None:
-    """The report of `linear_probe` as a picture: a curve over layers, baselines as lines."""
-    measure = f"{report['measured_on']}_accuracy"
-    name = _part_name(report["measured_on"])
+    """Plots the report of `linear_probe`: accuracy over layers, baselines as lines."""
+    split = report["measured_on"]
+    measure, size = f"{split}_accuracy", report["num_images"][split]
     rows, best = report["layers"], report["best_layer"]
     with _figure(path, (7.6, 4.2)) as (_, axes):
         layers = [row["layer"] for row in rows]
-        shares = [100 * row[measure] for row in rows]
-        axes.plot(layers, shares, "o-", color=_OWN, lw=2, label="pretrained network", zorder=3)
+        percents = [100 * row[measure] for row in rows]
+        label = "pretrained network, with its 95 % interval"
+        axes.plot(layers, percents, "o-", color=_MODEL_COLOUR, lw=2, label=label, zorder=3)
+        bounds = 100 * np.transpose([row[f"{split}_interval"] for row in rows])
+        axes.fill_between(layers, *bounds, color=_MODEL_COLOUR, alpha=0.15, lw=0)
         label = f"best held-out layer: {100 * best[measure]:.1f} %"
-        axes.plot(best["layer"], 100 * best[measure], "o", ms=12, mfc="none", mec=_OWN, label=label)
-        for colour, (title, row) in zip(_OTHERS, report["baselines"].items(), strict=False):
-            title = title.replace("_", " ")
+        axes.plot(
+            best["layer"],
+            100 * best[measure],
+            "o",
+            ms=12,
+            mfc="none",
+            mec=_MODEL_COLOUR,
+            label=label,
+        )
+        for colour, (name, row) in zip(_OTHER_COLOURS, report["baselines"].items(), strict=False):
+            title = name.replace("_", " ")
             if len(row["layers"]) > 1:
-                values = [100 * one[measure] for one in row["layers"]]
-                axes.plot(range(len(values)), values, ".--", color=colour, label=title)
+                percents = [100 * one[measure] for one in row["layers"]]
+                axes.plot(range(len(percents)), percents, ".--", color=colour, label=title)
             else:
                 axes.axhline(100 * row[measure], ls=":", lw=2, color=colour, label=title)
         axes.set_xticks(layers)
         axes.set_xlabel("layer (0: embeddings, last: final norm)")
-        axes.set_ylabel(f"{name} accuracy (%)")
-        axes.set_title(f"Linear probe, {report['data']['name']}")
+        axes.set_ylabel(f"{SPLIT_TITLES[split]} accuracy (%), {size:,} images")
+        _set_title(axes, report, f"linear probe on {report['data']['name']}")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def low_data(path: str, report: dict) -> None:
-    """The report of `low_data` as a picture: accuracy over labels a class, spread as bars."""
-    part = report["measured_on"]
+def accuracy_by_labels(path: str, report: dict) -> None:
+    """Plots the report of `low_data`: accuracy over labels per class, deviations as bars."""
+    split = report["measured_on"]
     with _figure(path) as (_, axes):
-        for colour, name in ((_OWN, "pretrained_network"), (_OTHERS[0], "raw_pixels")):
+        for colour, name in (
+            (_MODEL_COLOUR, "pretrained_network"),
+            (_OTHER_COLOURS[0], "raw_pixels"),
+        ):
             rows = report[name]
             axes.errorbar(
                 [row["labels_per_class"] for row in rows],
-                [100 * row[f"{part}_accuracy"] for row in rows],
-                [100 * row[f"{part}_deviation"] for row in rows],
+                [100 * row[f"{split}_accuracy"] for row in rows],
+                [100 * row[f"{split}_deviation"] for row in rows],
                 fmt="o-",
                 capsize=4,
                 color=colour,
@@ -57,22 +86,21 @@ def low_data(path: str, report: dict) -> None:
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("labels per class")
-        axes.set_ylabel(f"{_part_name(part)} accuracy (%)")
-        axes.set_title(
-            f"Few labels, {report['data']['name']} "
-            f"(mean and deviation of {report['num_subsets']} subsets)"
-        )
+        size = report["num_images"][split]
+        axes.set_ylabel(f"{SPLIT_TITLES[split]} accuracy (%), {size:,} images")
+        subsets = f"mean and standard deviation of {report['num_subsets']} subsets"
+        _set_title(axes, report, f"few labels of {report['data']['name']}, {subsets}")
         axes.legend(frameon=False)
 
 
 def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: str) -> None:
-    """Which labels (rows) were taken for which (columns), int[C,C], in percent of each row."""
+    """Plots a confusion matrix int[C,C] of labels (rows) and predictions in percent per row."""
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(12, 3.2 + 0.42 * len(counts))
     with _figure(path, (size + 0.6, size)) as (figure, axes):
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-        figure.colorbar(image, ax=axes, label="share of the label's images (%)", fraction=0.046)
-        if len(counts) <= _MOST_NAMED:
+        figure.colorbar(image, ax=axes, label="share of the images of a label (%)", fraction=0.046)
+        if len(counts) <= _MAX_NAMED_CLASSES:
             axes.set_xticks(range(len(counts)), class_names, rotation=45, ha="right")
             axes.set_yticks(range(len(counts)), class_names)
             for (row, column), share in np.ndenumerate(shares):
@@ -81,31 +109,31 @@ def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: 
                     axes.text(
                         column, row, f"{share:.0f}", color=colour, ha="center", va="center", size=8
                     )
-        axes.set_xlabel("decided")
+        axes.set_xlabel("predicted")
         axes.set_ylabel("label")
         axes.set_title(title, fontsize=10)
 
 
-def surprise(path: str, surprise: np.ndarray, title: str) -> None:
-    """The mean surprise float[H,W] at each pixel, in nats."""
+def surprise_map(path: str, surprise: np.ndarray, title: str) -> None:
+    """Plots the mean surprise float[H,W] of each pixel in nats."""
     with _figure(path, (5.2, 4.4)) as (figure, axes):
         image = axes.imshow(surprise, cmap="magma", interpolation="nearest")
         figure.colorbar(image, ax=axes, label="surprise (nats)", fraction=0.046)
         axes.set_xlabel("column")
         axes.set_ylabel("row")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=9, wrap=True)
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
 
 
-def _part_name(part: str) -> str:
-    return {"valid": "held-out"}.get(part, part)
+def _set_title(axes, report: dict, what: str) -> None:
+    axes.set_title(f"{run_name(report)}\n{what}", fontsize=10)
 
 
 @contextlib.contextmanager
 def _figure(path: str, size: tuple[float, float] = (6.4, 4.2)) -> Iterator[tuple]:
     """(figure, axes) without frame and with a light grid, written to `path` at the end."""
-    # Not pyplot: nothing global, and no display is looked for.
+    # Not pyplot, which keeps global state and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -118,5 +146,5 @@ def _figure(path: str, size: tuple[float, float] = (6.4, 4.2)) -> Iterator[tuple
     yield figure, axes
     if axes.images:
         axes.grid(False)
-    figure.savefig(path + ".part", format="png", dpi=_DOTS_PER_INCH)
-    os.replace(path + ".part", path)
+    with files.atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH)

@@ -1,4 +1,4 @@
-"""The labelled images of a data set, checked before anything long begins."""
+"""The labelled images that a tool measures on, checked before it starts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import numpy as np
 from igpt_tf.data import Source, source_from_description
 from igpt_tf.data.sources import Examples
 from igpt_tf.errors import InputError
-from igpt_tf.evaluation.encoders import check_fits
 from igpt_tf.savedmodel.load import SavedModel
+
+SPLIT_TITLES = {"train": "train", "valid": "held-out", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,10 @@ class Splits:
     """Labelled images.
 
     Attributes:
-        train: To fit on.
-        valid: To choose on.
-        test: To report, or None where the data set has none.
-        num_classes: Labels are below it.
+        train: Images to fit on.
+        valid: Held-out images to choose on.
+        test: Images to report on, or None where the data set has none.
+        num_classes: Labels are in [0, num_classes).
     """
 
     train: Examples
@@ -29,63 +30,84 @@ class Splits:
     num_classes: int
 
     def __iter__(self) -> Iterator[tuple[str, Examples]]:
-        """(name, examples) of the parts that exist."""
-        parts = {"train": self.train, "valid": self.valid, "test": self.test}
-        return iter((name, part) for name, part in parts.items() if part is not None)
+        """Yields (name, examples) of the splits that exist."""
+        for name in SPLIT_TITLES:
+            examples = getattr(self, name)
+            if examples is not None:
+                yield name, examples
 
     @property
     def measured_on(self) -> str:
-        """ "test", or "valid" where there is no test part."""
+        """The split that results are reported on: "test", or "valid" without a test split."""
         return "valid" if self.test is None else "test"
 
     @property
     def sizes(self) -> dict[str, int]:
         """{"train": N, ...}."""
-        return {name: len(part) for name, part in self}
+        return {name: len(examples) for name, examples in self}
 
 
-def source_of(model: SavedModel, source: Source | None, tool: str = "linear_probe") -> Source:
-    """`source`, or the data set the model was trained on; checked against the model.
+def resolve_source(model: SavedModel, source: Source | None, tool: str) -> Source:
+    """Returns `source`, or the data set the model was trained on, checked against the model.
 
     Args:
         model: The model.
-        source: The data set, if it was named.
-        tool: The program that asks, for the error.
+        source: The data set that the user named, if any.
+        tool: Name of the gin configurable that takes `source`, for the error.
 
     Raises:
-        InputError: The model does not name its data, or the images are not of its size.
+        InputError: The model's data set is unknown, or its images are not of the model's size.
     """
     if source is None:
-        description = model.metadata.get("data")
-        if description is None:
-            raise InputError(
-                "this SavedModel does not say what it was trained on; name the data set, such as "
-                f"--gin_param='{tool}.source=@digits()'. Received: saved_model={model.path}"
-            )
-        source = source_from_description(description)
-    check_fits(model, source.image_size)
+        source = _training_source(model, tool)
+    expected = model.image_size
+    if tuple(source.image_size) != expected:
+        raise InputError(
+            f"the model takes images of {expected[0]}x{expected[1]} pixels; give the data set that "
+            f"image_size. Received: image_size={tuple(source.image_size)}"
+        )
     return source
 
 
-def labelled(source: Source, num_train: int | None = None, seed: int = 0) -> Splits:
-    """The parts of a data set, its training part cut to `num_train` random images.
+def _training_source(model: SavedModel, tool: str) -> Source:
+    description = model.metadata.get("data")
+    example = f"--gin_param='{tool}.source=@digits()'"
+    if description is None:
+        raise InputError(
+            "this SavedModel does not name the data set it was trained on; pass one, e.g. "
+            f"{example}. Received: saved_model={model.path}"
+        )
+    try:
+        return source_from_description(description)
+    except InputError as error:
+        if not str(error).startswith("no such data set"):
+            raise
+        raise InputError(
+            f"the model was trained on the data set {description.get('name')!r}, which is not one "
+            "of igpt_tf's; import the module that registers it, --gin_param='import MODULE', or "
+            f"pass another data set, e.g. {example}. Received: saved_model={model.path}"
+        ) from None
+
+
+def labelled_splits(source: Source, num_train: int | None = None, seed: int = 0) -> Splits:
+    """The splits of a labelled data set, with `num_train` random training images (None: all).
 
     Raises:
-        InputError: Labels are missing, out of range or all the same, or `num_train` is too large.
+        InputError: Labels are missing, out of range or all equal, or `num_train` is out of range.
     """
     train = source.train
     if num_train is not None:
         if not 1 <= num_train <= len(train):
             raise InputError(
-                f"num_train lies between 1 and the {len(train)} training images. "
+                f"num_train must be 1 to {len(train)}, the number of training images. "
                 f"Received: {num_train=}"
             )
         order = np.random.RandomState(seed).permutation(len(train))
         train = train.take(np.sort(order[:num_train]))
     test = source.test if source.test is not None and source.test.labels is not None else None
     splits = Splits(train, source.valid, test, _num_classes(source))
-    for name, part in splits:
-        _check_labels(part, name, splits.num_classes)
+    for name, examples in splits:
+        _check_labels(examples, name, splits.num_classes)
     if len(np.unique(train.labels)) < 2:
         raise InputError(
             "a classifier needs at least two classes among the training images. "
@@ -97,16 +119,16 @@ def labelled(source: Source, num_train: int | None = None, seed: int = 0) -> Spl
 def _num_classes(source: Source) -> int:
     if source.train.labels is None or source.valid.labels is None:
         raise InputError(
-            "the data set has no labels, which a classifier needs; put the images into class "
+            "the data set has no labels, which a classifier needs; sort the images into class "
             f"folders, or name a labelled data set. Received: source={source.name}"
         )
     return len(source.class_names) if source.class_names else int(source.train.labels.max()) + 1
 
 
-def _check_labels(part: Examples, name: str, num_classes: int) -> None:
-    lowest, highest = int(part.labels.min()), int(part.labels.max())
+def _check_labels(examples: Examples, name: str, num_classes: int) -> None:
+    lowest, highest = int(examples.labels.min()), int(examples.labels.max())
     if lowest < 0 or highest >= num_classes:
         raise InputError(
-            f"the labels of the {name} part must be 0 to {num_classes - 1}. "
+            f"the labels of the {name} split must be 0 to {num_classes - 1}. "
             f"Received: {lowest=}, {highest=}"
         )

@@ -13,8 +13,7 @@ import tensorflow as tf
 from igpt_tf import config
 from igpt_tf.data import ArrayExamples, Source, digits
 from igpt_tf.errors import InputError
-from igpt_tf.evaluation import encoders
-from igpt_tf.evaluation.evaluation import evaluate
+from igpt_tf.evaluation import features, scores
 from igpt_tf.evaluation.finetune import finetune
 from igpt_tf.evaluation.tuning import Tuning, search
 from igpt_tf.model import Classifier, ImageGPT
@@ -125,7 +124,7 @@ def test_the_signature_classify_is_the_live_model(tuned):
 
 
 def test_a_fine_tuned_model_offers_classes_beside_all_that_a_pretrained_one_does(
-    tuned, saved_model
+    tuned, saved_model, tmp_path
 ):
     saved = SavedModel(str(tuned / "export"))
     of_pretrained = set(SavedModel(saved_model).signature_names)
@@ -145,8 +144,8 @@ def test_a_fine_tuned_model_offers_classes_beside_all_that_a_pretrained_one_does
     by_pixels = saved.signature("serving_default")(images=images)
     by_file = saved.signature("classify_bytes")(image_bytes=files)
     np.testing.assert_allclose(by_file["probabilities"], by_pixels["probabilities"], atol=1e-6)
-    assert encoders.pretrained(saved).encode(images).shape == (3, 2, 16)
-    report, _ = evaluate(saved, source=None, split="valid", tokens=None, batch_size=64)
+    assert features.pretrained_encoder(saved).encode(images).shape == (3, 2, 16)
+    report = scores.evaluate(saved_model=saved.path, workdir=str(tmp_path), batch_size=64)
     assert report["nats_per_token"] == pytest.approx(saved.metadata["nats_per_token"], rel=1e-4)
 
 

@@ -1,23 +1,33 @@
-"""A SavedModel of a few weights for the tests of what is made of it."""
+"""A small untrained SavedModel for tests of the tools."""
 
 import keras
 
 from igpt_tf.data import digits
 from igpt_tf.model import ImageGPT
+from igpt_tf.objectives import Autoregressive, Masked
 from igpt_tf.palette import Palette
 from igpt_tf.savedmodel.write import write_pretrained
 
+DIGITS = digits().description
 
-def write_tiny(path, *, data: dict | None = None, image_size=(8, 8), num_layers=2) -> str:
-    """Writes an untrained model of the digits, or of `data`; its path."""
+
+def write_tiny(
+    path, *, data: dict | None = DIGITS, image_size=(8, 8), num_layers=2, causal=True
+) -> str:
+    """Writes an untrained model whose training data are the digits, or `data`; returns its path."""
     keras.utils.set_random_seed(0)
     model = ImageGPT(
-        image_size=image_size, vocabulary_size=17, num_layers=num_layers, hidden_dim=16, num_heads=2
+        image_size=image_size,
+        vocabulary_size=17,
+        num_layers=num_layers,
+        hidden_dim=16,
+        num_heads=2,
+        causal=causal,
     )
     return write_pretrained(
         model,
         Palette.grey(17),
         str(path),
-        objective={"name": "autoregressive"},
-        data=digits().description if data is None else data,
+        objective=(Autoregressive() if causal else Masked()).get_config(),
+        data=data,
     )

@@ -1,4 +1,4 @@
-"""Claims about mistakes: the probing programs end with code 2 and one line that says which."""
+"""Wrong inputs of the probes: refused by the library, and in one line by the programs."""
 
 import os
 import shutil
@@ -12,15 +12,14 @@ import tensorflow as tf
 from igpt_tf.data import npz
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import linear_probe, low_data
-from igpt_tf.evaluation.probe import LBFGS
-from igpt_tf.savedmodel.load import SavedModel
+from igpt_tf.evaluation.linear_probe import LBFGS
 from tests.evaluation.tiny import write_tiny
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
 TWO = np.arange(40) % 2
-# What is wrong -> (images, labels or None, what the line says).
+# What is wrong -> (images, labels or None, part of the message).
 DATA = {
-    "gaps": (IMAGES, 5 * TWO, "without training images"),
+    "gaps": (IMAGES, 5 * TWO, "every class needs training images"),
     "size": (IMAGES[:, :6, :6], TWO, "8x8 pixels"),
     "unlabelled": (IMAGES, None, "no labels"),
     "one_class": (IMAGES, np.zeros(40, int), "at least two classes"),
@@ -48,11 +47,11 @@ def folder(tmp_path_factory):
 
 
 def in_process(folder, tool, data, model="model", **arguments):
-    """What the library refuses; the programs turn exactly this into their exit."""
+    """The message with which the library refuses; the programs print it."""
     library = {"linear_probe": linear_probe.linear_probe, "low_data": low_data.low_data}[tool]
     with pytest.raises(InputError) as refusal:
         library(
-            SavedModel(str(folder / model)),
+            saved_model=str(folder / model),
             workdir=str(folder / "out"),
             source=npz(path=str(folder / f"{data}.npz")),
             solver=LBFGS(l2=[0.1]),
@@ -62,7 +61,7 @@ def in_process(folder, tool, data, model="model", **arguments):
 
 
 def by_command(folder, tool, data, *arguments, model="model"):
-    """The one line of an exit with code 2."""
+    """The one error line of a program that exits with code 2."""
     command = [sys.executable, "-m", f"tools.{tool}", f"--saved_model={folder / model}"]
     command += [f"--workdir={folder / 'out'}", *arguments]
     path = folder / f"{data}.npz"
@@ -78,32 +77,32 @@ def by_command(folder, tool, data, *arguments, model="model"):
 @pytest.mark.parametrize("data", DATA)
 def test_data_that_do_not_fit_are_refused(folder, tool, data):
     if (tool, data) == ("linear_probe", "gaps"):
-        pytest.skip("a probe can do with classes that no image has")
+        pytest.skip("a probe allows classes without images")
     assert DATA[data][-1] in in_process(folder, tool, data)
 
 
 @pytest.mark.parametrize("tool", ["linear_probe", "low_data"])
-def test_a_model_without_features_is_refused(folder, tool):
+def test_model_without_features_is_refused(folder, tool):
     assert "signature=features" in in_process(folder, tool, "two", model="bare")
 
 
 @pytest.mark.parametrize("k", [0, -4, 19])
-def test_fewer_labels_in_a_class_than_were_asked_for_are_refused(folder, k):
+def test_more_labels_than_a_class_has_are_refused(folder, k):
     line = in_process(folder, "low_data", "two", labels_per_class=[4, k])
     assert f"labels_per_class={k}" in line
 
 
 @pytest.mark.parametrize("size", [0, 2.5])
-def test_a_batch_of_no_size_is_refused(folder, size):
+def test_batch_size_must_be_a_positive_integer(folder, size):
     assert f"batch_size={size}" in in_process(folder, "linear_probe", "two", batch_size=size)
 
 
 @pytest.mark.parametrize(
-    ("tool", "data", "model", "said"),
+    ("tool", "data", "model", "message"),
     [
         ("linear_probe", "two", "bare", "signature=features"),
         ("low_data", "one_class", "model", "at least two classes"),
     ],
 )
-def test_the_programs_end_with_code_2_and_one_line(folder, tool, data, model, said):
-    assert said in by_command(folder, tool, data, model=model)
+def test_programs_exit_with_code_2_and_one_line(folder, tool, data, model, message):
+    assert message in by_command(folder, tool, data, model=model)

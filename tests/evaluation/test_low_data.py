@@ -1,0 +1,124 @@
+"""Low-data classification, and the labelled splits that probes share."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from igpt_tf.data import ArrayExamples, digits, mixture, shards, tfrecords
+from igpt_tf.errors import InputError
+from igpt_tf.evaluation.linear_probe import LBFGS, linear_probe
+from igpt_tf.evaluation.low_data import draw_subset, format_report, low_data
+from igpt_tf.evaluation.splits import labelled_splits, resolve_source
+from igpt_tf.savedmodel.load import SavedModel
+from tests.evaluation.tiny import write_tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("model") / "export" / "0")
+
+
+def test_labels_out_of_range_are_refused():
+    source = digits()
+    wrong = ArrayExamples(source.valid.images, np.where(source.valid.labels == 9, 12, 0))
+    with pytest.raises(InputError, match="labels of the valid split must be 0 to 9"):
+        labelled_splits(dataclasses.replace(source, valid=wrong))
+
+
+def test_labels_and_two_classes_are_required():
+    source = digits()
+    unlabelled = ArrayExamples(source.train.images)
+    with pytest.raises(InputError, match="no labels"):
+        labelled_splits(dataclasses.replace(source, train=unlabelled))
+    one_class = ArrayExamples(source.train.images, np.zeros(len(source.train)))
+    with pytest.raises(InputError, match="at least two classes"):
+        labelled_splits(dataclasses.replace(source, train=one_class))
+
+
+def test_training_images_are_chosen_by_the_seed():
+    first, again, other = (labelled_splits(digits(), 100, seed).train.images for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    with pytest.raises(InputError, match="num_train"):
+        labelled_splits(digits(), 10_000)
+
+
+def test_unknown_training_data_are_refused_with_the_binding_to_pass(tmp_path):
+    for data, message in ((None, "evaluate.source="), ({"name": "mine"}, "import MODULE")):
+        path = write_tiny(tmp_path / "export" / "0", data=data)
+        with pytest.raises(InputError, match=message):
+            resolve_source(SavedModel(path), None, "evaluate")
+
+
+@pytest.fixture(params=["tfrecords", "mixture"])
+def stored(request, tmp_path):
+    """The digits as shards, or as a mixture of arrays and shards."""
+    shards.write(digits(), str(tmp_path / "shards"), images_per_shard=500)
+    source = tfrecords(directory=str(tmp_path / "shards"))
+    return source if request.param == "tfrecords" else mixture(sources=[digits(), source])
+
+
+def test_shards_and_mixtures_are_probed_like_arrays(model, tmp_path, stored):
+    common = {"source": stored, "solver": LBFGS(l2=[1e-1]), "num_train": 300}
+    common |= {"saved_model": model, "workdir": str(tmp_path / "probe")}
+    report = linear_probe(**common)
+    assert report["num_images"] == {"train": 300, "valid": 360}
+    assert report["baselines"]["raw_pixels"]["valid_accuracy"] > 0.9
+    report = low_data(**common, labels_per_class=[4], num_subsets=1)
+    assert report["raw_pixels"][0]["valid_accuracy"] > 0.5
+
+
+def test_statistics_over_subsets_are_reported_for_the_test_split(model, tmp_path):
+    source = digits()
+    test = source.valid.take(np.arange(180, 360))
+    report = low_data(
+        saved_model=model,
+        workdir=str(tmp_path),
+        source=dataclasses.replace(source, valid=source.valid.take(np.arange(180)), test=test),
+        solver=LBFGS(l2=[1e-1]),
+        num_train=300,
+        labels_per_class=[4],
+        num_subsets=3,
+    )
+    [row] = report["raw_pixels"]
+    assert len(row["test_accuracies"]) == 3
+    assert row["test_accuracy"] == pytest.approx(np.mean(row["test_accuracies"]))
+    assert row["test_deviation"] == pytest.approx(np.std(row["test_accuracies"], ddof=1))
+    low, high = row["test_interval"]
+    assert low < row["test_accuracy"] < high
+    assert "test (n=180)" in format_report(report)
+
+
+def test_choices_are_made_without_the_test_labels(model, tmp_path):
+    source = digits()
+    test = source.valid.take(np.arange(180, 360))
+    shuffled = ArrayExamples(test.images, np.random.default_rng(0).permutation(test.labels))
+    rows = []
+    for one in (test, shuffled):
+        report = low_data(
+            saved_model=model,
+            workdir=str(tmp_path),
+            source=dataclasses.replace(source, test=one),
+            solver=LBFGS(l2=[1e-1, 1e-2]),
+            labels_per_class=[4],
+            num_subsets=2,
+        )
+        rows.append(report["pretrained_network"][0])
+    for name in ("layer", "l2", "valid_accuracies"):
+        assert rows[0][name] == rows[1][name]
+    assert rows[0]["test_accuracies"] != rows[1]["test_accuracies"]
+
+
+def test_every_class_needs_k_images(model, tmp_path):
+    with pytest.raises(InputError, match="class . has only .* labels per class"):
+        low_data(saved_model=model, workdir=str(tmp_path), labels_per_class=[400])
+
+
+def test_subset_has_k_images_of_each_class():
+    labels = np.random.default_rng(0).integers(0, 5, 300)
+    subset = draw_subset(labels, 7, (3, 1))
+    assert np.bincount(labels[subset]).tolist() == [7] * 5
+    assert len(np.unique(subset)) == len(subset)
+    np.testing.assert_array_equal(subset, draw_subset(labels, 7, (3, 1)))
+    assert subset.tolist() != draw_subset(labels, 7, (3, 2)).tolist()
