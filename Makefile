@@ -4,21 +4,25 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 PARITY := .venv/.parity
 PYTEST := $(PYTHON) -m pytest -q
+NVIDIA := /dev/nvidia0
+# Evaluated when the environment is made: CUDA's libraries only where there is an NVIDIA GPU.
+CUDA = $(shell { [ -e $(NVIDIA) ] || nvidia-smi -L; } >/dev/null 2>&1 && echo -r requirements-cuda.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint slow browser parity faults benchmark clean
+.PHONY: help setup demo test lint slow browser parity faults fuzz docs benchmark clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(INSTALLED) ## create .venv and install requirements.lock
+setup: $(INSTALLED) ## create .venv and install requirements.lock, with CUDA for an NVIDIA GPU
 	@echo "The environment is ready: .venv"
 
 demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (2 to 5 minutes on 2 cores)
 	@$(PYTHON) -m tools.demo
 
-test: $(INSTALLED) ## run the tests, but for the slow, browser, parity and faults ones
-	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser and not parity and not faults"
+test: $(INSTALLED) ## run the tests that the targets below leave
+	@$(PYTEST) -n 2 --dist loadfile \
+	  -m "not slow and not browser and not parity and not faults and not fuzz and not docs"
 
 lint: $(INSTALLED) ## check style and format
 	@$(PYTHON) -m ruff check .
@@ -33,8 +37,14 @@ browser: $(INSTALLED) ## click through the playground in Chromium, if there is o
 parity: $(PARITY) ## compare with published weights and other implementations (installs torch, once)
 	@$(PYTEST) -rs -m parity
 
-faults: $(INSTALLED) ## kill runs, fill disks and break files, and see nothing lost
+faults: $(INSTALLED) ## kill runs, fill disks and damage files; no data may be lost
 	@$(PYTEST) -rs -m faults
+
+fuzz: $(INSTALLED) ## read hundreds of damaged files; each is read or refused in one line
+	@$(PYTEST) -rs -m fuzz
+
+docs: $(INSTALLED) ## run the commands of the README and the notebook
+	@$(PYTEST) -rs -m docs
 
 benchmark: $(INSTALLED) ## measure the speed of training and sampling
 	@$(PYTHON) -m tools.benchmark
@@ -49,8 +59,8 @@ $(PARITY): requirements-parity.txt $(INSTALLED)
 	  -r requirements-parity.txt --extra-index-url https://download.pytorch.org/whl/cpu
 	@touch $@
 
-# UNFINISHED marks an installation that was cut short; the next `make` then starts from nothing.
-$(INSTALLED): requirements.lock
+# UNFINISHED marks an interrupted installation; the next `make` then starts from nothing.
+$(INSTALLED): requirements.lock requirements-cuda.lock
 	@if [ -e $(UNFINISHED) ] || ! [ -x $(PYTHON) ]; then \
 	  python=$$(for name in python3.11 python3; do \
 	    $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -60,5 +70,6 @@ $(INSTALLED): requirements.lock
 	fi
 	@touch $(UNFINISHED)
 	@echo "Installing requirements.lock into .venv (once, some minutes) ..."
-	@$(PYTHON) -m pip install -q --disable-pip-version-check -r requirements.lock
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -r requirements.lock $(CUDA)
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@rm $(UNFINISHED) && touch $@

@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except InputError as error:
-        _exit_with(_one_line(error))
+        exit_with(_one_line(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
@@ -46,9 +46,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if missing := _missing_value(error):
-            _exit_with(missing)
+            exit_with(missing)
         if is_full_disk(error):
-            _exit_with(f"no space left on the disk; free some and start again.{_workdir()}")
+            exit_with(f"no space left on the disk; free some and start again.{_workdir()}")
         if not _is_out_of_memory(error):
             raise
         _print_error(
@@ -121,7 +121,8 @@ def _print_help() -> None:
     sys.exit(0)
 
 
-def _exit_with(line: str) -> None:
+def exit_with(line: str) -> None:
+    """Prints an error of one line and exits with code 2."""
     _print_error(line)
     sys.exit(EXIT_INPUT)
 

@@ -125,7 +125,7 @@ def find_gin_file(path: str, beside: str | None = None) -> str:
             return found
     raise InputError(
         f"the gin file does not exist, neither in {' nor in '.join(map(os.path.abspath, folders))}"
-        f"{_did_you_mean(path, _shipped_gin_files())}. Received: {path}"
+        f"{did_you_mean(path, _shipped_gin_files())}. Received: {path}"
     )
 
 
@@ -157,7 +157,7 @@ def refuse_unread_bindings() -> None:
     if unread:
         raise InputError(
             f"no part of this program reads {', '.join(unread)}; remove the binding or correct its "
-            f"name{_did_you_mean(unread[0], read)}"
+            f"name{did_you_mean(unread[0], read)}"
         )
 
 
@@ -201,6 +201,12 @@ def parse_bindings(text: str) -> dict[str, str]:
         for statement in _statements(text, "gin text", _ReferencesAsText())
         if isinstance(statement, config_parser.BindingStatement)
     }
+
+
+def did_you_mean(name: str, known: collections.abc.Iterable[str]) -> str:
+    """ "; did you mean X?" with the closest of the known names, or "" if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def operative_text() -> str:
@@ -342,18 +348,13 @@ def _quotes_hint(line: str) -> str | None:
     return None
 
 
-def _did_you_mean(name: str, known: collections.abc.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def _closest_configurable(message: str) -> str:
     found = re.search(r"(?:matching|Configurable) (?:reference )?'@?([\w./]+)", message)
     if not found or "doesn't have" in message:
         return ""
     # Gin has no public list of its configurables.
     names = {selector.rpartition(".")[2] for selector, _ in gin.config._REGISTRY.items()}
-    return _did_you_mean(found.group(1).rpartition(".")[2], names)
+    return did_you_mean(found.group(1).rpartition(".")[2], names)
 
 
 def _closest_parameter(selector: str, parameter: str) -> str:
@@ -361,7 +362,7 @@ def _closest_parameter(selector: str, parameter: str) -> str:
         function = gin.get_configurable(selector)
     except ValueError:
         return ""
-    return _did_you_mean(parameter, inspect.signature(function).parameters)
+    return did_you_mean(parameter, inspect.signature(function).parameters)
 
 
 def _shipped_gin_files() -> list[str]:

@@ -72,8 +72,9 @@ def read_json(path: str, *, description: str, fix: str, schema: Any = Any):
         path: The file.
         description: What the file is, for the error, e.g. "the index of the shards".
         fix: What the user can do about a damaged file.
-        schema: The type of the content, e.g. a `msgspec.Struct` or `dict[str, int]`. Integers that
-            a float cannot hold, NaN and text that is not Unicode are rejected with any schema.
+        schema: The type of the content, e.g. a `msgspec.Struct` or `dict[str, int]`. Names that
+            occur twice, integers that a float cannot hold, NaN and text that is not Unicode are
+            rejected with any schema.
 
     Returns:
         The content as `schema`.
@@ -82,8 +83,12 @@ def read_json(path: str, *, description: str, fix: str, schema: Any = Any):
         InputError: The file is missing, unreadable, not JSON or not of the schema.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a FIFO would wait
+            raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=schema)
+            content = file.read()
+        json.loads(content, object_pairs_hook=_refuse_duplicates)
+        return msgspec.json.decode(content, type=schema)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(
@@ -156,6 +161,14 @@ def make_workdir(path: str) -> str:
             f"this one. Received: workdir={path}"
         ) from None
     return path
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    names = set()
+    for name, _ in pairs:
+        if name in names:
+            raise ValueError(f"the name {name[:100]!r} occurs twice")
+        names.add(name)
 
 
 def _sync(path: str) -> None:

@@ -74,6 +74,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
         b"[3]",
         b"\xef\xbb\xbf{}",
         b'{"\\ud800": 3}',
+        b'{"step": 3, "step": 4}',
     ],
 )
 def test_json_that_is_damaged_or_of_another_schema_is_refused_in_one_line(tmp_path, content):
@@ -87,7 +88,8 @@ def test_json_that_is_damaged_or_of_another_schema_is_refused_in_one_line(tmp_pa
 
 
 def test_json_that_is_missing_or_a_folder_is_refused(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
+    os.mkfifo(tmp_path / "fifo.json")
+    for path in (tmp_path / "none.json", tmp_path / "fifo.json", tmp_path):
         with pytest.raises(InputError, match="cannot be read.*; fetch it again"):
             files.read_json(str(path), description="the index", fix="fetch it again")
 

@@ -27,6 +27,7 @@ ALLOWED = {
     "runtime": {"__init__", "errors"},
     "config": {"errors", "files"},
     "cli": {"errors", "files"},
+    "__main__": {"__init__", "cli", "config"},
     "image_grid": BASE,
     "palette": BASE,
     "objectives": BASE,
@@ -176,6 +177,7 @@ def test_every_requirement_has_a_lower_and_an_upper_bound():
         "requirements-dev.txt",
         "requirements-serving.txt",
         "requirements-bench.txt",
+        "requirements-cuda.txt",
     ):
         for requirement in _requirements(file).values():
             operators = {specifier.operator for specifier in requirement.specifier}
@@ -200,8 +202,19 @@ def test_the_lock_also_pins_what_the_requirements_require():
                 assert canonicalize_name(needed.name) in lock, f"{name} requires {needed}"
 
 
-def test_the_lock_names_no_package_index():
-    assert not re.search(r"^\s*-|://", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+def test_the_lock_of_cuda_pins_what_tensorflow_asks_for():
+    pins = _requirements("requirements-cuda.lock")
+    for needed in map(Requirement, importlib.metadata.requires("tensorflow")):
+        if needed.marker and needed.marker.evaluate({"extra": "and-cuda"}):
+            name = canonicalize_name(needed.name)
+            pin = pins.get(name) or _requirements("requirements.lock")[name]
+            [version] = pin.specifier
+            assert version.operator == "==" and needed.specifier.contains(version.version), needed
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-cuda.lock"])
+def test_a_lock_names_no_package_index(name):
+    assert not re.search(r"^\s*-|://", (ROOT / name).read_text(), re.MULTILINE)
 
 
 def test_no_tracked_text_mentions_a_path_of_the_authors_machines():

@@ -29,24 +29,24 @@ def main() -> None:
     flag = flags.FLAGS
     workdir, export = flag.workdir, os.path.join(flag.workdir, "export")
     bindings = [f"--gin_param={binding}" for binding in flag.gin_param]
-    run("igpt_tf.main", f"--gin_file={flag.gin_file}", f"--workdir={workdir}", *bindings)
+    run("pretrain", f"--gin_file={flag.gin_file}", f"--workdir={workdir}", *bindings)
     print(_losses(workdir))
-    for tool in ("linear_probe", "sample"):
-        folder = os.path.join(workdir, tool)
-        run(f"tools.{tool}", f"--saved_model={export}", f"--workdir={folder}")
+    for command, name in (("probe", "linear_probe"), ("sample", "sample")):
+        folder = os.path.join(workdir, name)
+        run(command, f"--saved_model={export}", f"--workdir={folder}")
     print(
         f"\nplot of the probe  {os.path.join(workdir, 'linear_probe', 'linear_probe.png')}\n"
         f"samples            {os.path.join(workdir, 'sample', 'samples.png')}\n"
         f"TensorBoard        tensorboard --logdir={workdir}\n"
-        f"report             python -m tools.report --workdir={workdir}\n"
-        f"web page           python -m tools.playground --saved_model={export}"
+        f"report             python -m igpt_tf report --workdir={workdir}\n"
+        f"web page           python -m igpt_tf playground --saved_model={export}"
     )
 
 
-def run(module: str, *arguments: str) -> None:
+def run(command: str, *arguments: str) -> None:
     """Runs a program to its end; exits with its exit code if that is not 0."""
-    print(f"\n== python -m {module} {' '.join(arguments)}", flush=True)
-    child = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    print(f"\n== python -m igpt_tf {command} {' '.join(arguments)}", flush=True)
+    child = subprocess.Popen([sys.executable, "-m", "igpt_tf", command, *arguments])
     # Ctrl-C reaches the child too, which saves its state first; SIGTERM is passed on to it.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
