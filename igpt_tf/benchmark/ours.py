@@ -70,7 +70,7 @@ def features(order: Order):
 
 def sample(order: Order):
     """Painting images; the rival "ours_jit" compiles the loop with XLA."""
-    from igpt_tf.sampling import Sampler
+    from igpt_tf.sampling.sampler import Sampler
 
     jit_compile = order.rival == "ours_jit"
     sampler = Sampler(build(order, separate=not jit_compile), jit_compile=jit_compile)

@@ -46,7 +46,7 @@ def _tensors(model: ImageGPT) -> dict[str, np.ndarray]:
     tensors = {name: np.asarray(variable) for name, variable in layout.variables(model)}
     rows = [np.asarray(model.token_embedding), np.asarray(model.sos)[None]]
     tensors[layout.TOKEN_EMBEDDING] = np.concatenate(rows)
-    shapes = layout.shapes(model.get_config())
+    shapes = layout.shapes(model.architecture)
     zeros = {n: np.zeros(s, "float32") for n, s in shapes.items() if layout.is_bias(n)}
     return tensors | zeros
 

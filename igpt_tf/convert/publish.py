@@ -63,7 +63,7 @@ def publish(
     report = {
         "saved_model": path,
         "source": source,
-        "model": model.get_config(),
+        "model": model.architecture,
         "num_parameters": model.count_params(),
         "palette": palette.fingerprint,
         "ignored": list(ignored),

@@ -15,10 +15,9 @@ from igpt_tf.errors import InputError
 from igpt_tf.evaluation.plots import run_name
 from igpt_tf.evaluation.splits import resolve_source
 from igpt_tf.image_grid import grid, write_animation, write_png
-from igpt_tf.sampling.cache import peak_bytes
+from igpt_tf.sampling.decoding import peak_bytes
 from igpt_tf.sampling.params import PLAIN_SAMPLING, SamplingParams, check_limits, parse_num_given
-from igpt_tf.sampling.parts import paint_in_parts
-from igpt_tf.sampling.sampler import Sampler
+from igpt_tf.sampling.sampler import Sampler, run_in_branches
 from igpt_tf.savedmodel.load import SavedModel, load_model
 
 _HIDDEN = 160  # grey of pixels that are not given
@@ -174,7 +173,7 @@ def generate(
     with tqdm(total=num_images, unit="image", desc=title) as progress:
         for start in range(0, num_images, batch_size):
             batch = range(start, min(start + batch_size, num_images))
-            batches.append(paint_in_parts(generate_part, batch, runtime.num_parallel_ops()))
+            batches.append(run_in_branches(generate_part, batch, runtime.num_parallel_ops()))
             progress.update(len(batch))
     return np.concatenate(batches)
 

@@ -3,4 +3,4 @@
 from igpt_tf.model.classifier import Classifier
 from igpt_tf.model.image_gpt import ImageGPT, abstract_model, build_model, count_parameters
 
-__all__ = ["Classifier", "ImageGPT", "build_model", "count_parameters", "abstract_model"]
+__all__ = ["Classifier", "ImageGPT", "abstract_model", "build_model", "count_parameters"]

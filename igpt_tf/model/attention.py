@@ -1,31 +1,32 @@
-"""Multi-head self-attention without biases, block by block."""
+"""Multi-head self-attention without biases, computed in blocks of queries."""
 
 from typing import NamedTuple
 
 import keras
 from keras import ops
 
-from igpt_tf.model.gradients import after, transposed, with_gradient
+from igpt_tf.model.gradients import delay, swap_last_axes, with_gradient
 
-# Queries go in this many blocks, each against its own prefix of keys only: with n blocks the
-# causal square costs (n + 1) / 2n of the whole, and no [T,T] tensor outlives its block.
-_NUM_BLOCKS = 4
-_MIN_BLOCK = 64
-_HIDDEN = -1e9  # finite in every dtype: the reference's 1e10 is infinite in float16
+# A block of queries attends to its own prefix of keys only: with n blocks, the causal square costs
+# (n + 1) / 2n of the whole square, and no [T,T] tensor outlives its block.
+_NUM_QUERY_BLOCKS = 4
+_MIN_BLOCK_SIZE = 64
+MASKED_SCORE = -1e9  # finite in every dtype; the reference's 1e10 is infinite in float16
 
 
+@keras.saving.register_keras_serializable("igpt_tf")
 class SelfAttention(keras.layers.Layer):
     """Dense multi-head self-attention, causal or bidirectional.
 
-    Queries, keys and values come from one fused matrix. No bias, no dropout.
+    One fused kernel projects to queries, keys and values. No biases, no dropout.
 
     Args:
-        num_heads: Number of heads; divides D.
-        num_layers: Depth L of the network, for the output matrix's initial scale.
+        num_heads: Number of heads; must divide D.
+        num_layers: Number of blocks L of the network, for the initial scale of the output kernel.
         causal: Whether position i attends to positions <= i only.
 
     Source: openai/image-gpt `src/model.py`, `attn`. Initial standard deviations: 1/sqrt(D) for
-    queries, keys and values, 1/sqrt(D L) for the output matrix.
+    queries, keys and values, 1/sqrt(D L) for the output kernel.
     """
 
     def __init__(self, num_heads: int, num_layers: int, causal: bool, **kwargs):
@@ -47,37 +48,79 @@ class SelfAttention(keras.layers.Layer):
             initializer=keras.initializers.RandomNormal(stddev=(dim * self.num_layers) ** -0.5),
         )
 
-    def call(self, x, norm=None):
-        """Attends. `x` float[B,T,D] -> float[B,T,D]; `norm` is applied to `x` first."""
-        query, key, value = self.project(x, norm.matmul if norm else ops.matmul)
-        merged = attend(query, key, value, causal=self.causal)
-        return ops.matmul(merged, self.output_kernel)
+    def call(self, x, norm, cache=None, matmul=None):
+        """Returns attention(norm(x)).
 
-    def project(self, x, matmul=ops.matmul):
-        """float[B,T,D] -> query, key, value, each float[B,heads,T,head_dim]."""
-        _, length, dim = x.shape
-        qkv = matmul(x, self.qkv_kernel)
-        if length == 1:  # positions and heads change places without moving a number
-            qkv = ops.reshape(qkv, (-1, 3, self.num_heads, 1, dim // self.num_heads))
-            return ops.unstack(qkv, axis=1)
-        qkv = ops.reshape(qkv, (-1, length, 3, self.num_heads, dim // self.num_heads))
+        Args:
+            x: float[B,T,D].
+            norm: The `RMSNorm` to apply to `x` first.
+            cache: `KeyValueCache` of the positions before `x`, or None if there are none.
+            matmul: See `Block.call`.
+
+        Returns:
+            float[B,T,D].
+        """
+        kernel = self.qkv_kernel
+        qkv = norm.matmul(x, kernel) if matmul is None else matmul(norm(x), kernel)
+        query, key, value = self._split_qkv(qkv)
+        if cache is None:
+            merged = attend(query, key, value, causal=self.causal)
+        else:
+            key, value = cache.update(key, value)
+            query = query * query.shape[-1] ** -0.5
+            weights = _attention_weights(query, key, cache.mask)
+            merged = _merge_heads(ops.matmul(ops.cast(weights, value.dtype), value))
+        return (matmul or ops.matmul)(merged, self.output_kernel)
+
+    def _split_qkv(self, qkv):
+        """float[B,T,3D] -> query, key, value, each float[B,heads,T,head_dim]."""
+        _, length, width = qkv.shape
+        head_dim = width // 3 // self.num_heads
+        if length == 1:  # a transposition moves no number, and a reshape costs nothing
+            return ops.unstack(ops.reshape(qkv, (-1, 3, self.num_heads, 1, head_dim)), axis=1)
+        qkv = ops.reshape(qkv, (-1, length, 3, self.num_heads, head_dim))
         return ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), axis=0)
 
-    def merge(self, heads, matmul=ops.matmul):
-        """float[B,heads,T,head_dim] -> float[B,T,D], through the output matrix."""
-        return matmul(_merged(heads), self.output_kernel)
+    def get_config(self):
+        sizes = {"num_heads": self.num_heads, "num_layers": self.num_layers, "causal": self.causal}
+        return {**super().get_config(), **sizes}
+
+
+class KeyValueCache:
+    """Keys and values of one block, for decoding position by position.
+
+    Args:
+        key: float[B,heads,S,head_dim], of any dtype: bfloat16 halves the memory.
+        value: float[B,heads,S,head_dim].
+        write: Function (cached, new) -> cached that stores the keys or values
+            float[B,heads,n,head_dim] of n new positions.
+        mask: float32[n,S] or float32[S], added to the scores: 0 where a new position attends to a
+            cached one, `MASKED_SCORE` elsewhere.
+    """
+
+    def __init__(self, key, value, write, mask):
+        self.key, self.value = key, value
+        self.mask = mask
+        self._write = write
+
+    def update(self, key, value):
+        """Stores new keys and values; returns all of them in the dtype of the new ones."""
+        self.key = self._write(self.key, ops.cast(key, self.key.dtype))
+        self.value = self._write(self.value, ops.cast(value, self.value.dtype))
+        return ops.cast(self.key, key.dtype), ops.cast(self.value, value.dtype)
 
 
 def attend(query, key, value, *, causal: bool):
     """Softmax attention; the softmax runs in float32 whatever the compute dtype.
 
-    The gradient computes each block's weights again, so that memory grows with T, not with T^2.
+    The backward pass computes the attention weights of each block again, so that memory grows with
+    T and not with T^2.
 
     Args:
         query: float[B,heads,T,head_dim].
         key: float[B,heads,T,head_dim].
         value: float[B,heads,T,head_dim].
-        causal: Whether position i sees positions <= i only.
+        causal: Whether position i attends to positions <= i only.
 
     Returns:
         float[B,T,D], the heads side by side.
@@ -85,119 +128,123 @@ def attend(query, key, value, *, causal: bool):
 
     @with_gradient
     def blockwise(query, key, value):
-        blocks = _blocks(query.shape[2], causal)
-        merged = _merged(_forward(query, key, value, blocks))
+        blocks = _query_blocks(query.shape[2], causal)
+        merged = _merge_heads(_forward(query, key, value, blocks))
         return merged, lambda upstream: _backward(query, key, value, merged, upstream, blocks)
 
     return blockwise(query, key, value)
 
 
-def _merged(heads):
+def _attention_weights(query, key, mask=None):
+    """Softmax over the keys, float32[B,heads,n,S]; `query` is already scaled."""
+    scores = ops.cast(ops.matmul(query, swap_last_axes(key)), "float32")
+    # Adding a mask is cheaper than selecting, which would broadcast it to every image and head.
+    return ops.softmax(scores if mask is None else scores + mask)
+
+
+def _merge_heads(heads):
     """float[B,heads,T,head_dim] -> float[B,T,D]."""
     _, num_heads, length, head_dim = heads.shape
-    if length > 1:  # a single position's heads are side by side already
+    if length > 1:  # the heads of a single position are side by side already
         heads = ops.transpose(heads, (0, 2, 1, 3))
     return ops.reshape(heads, (-1, length, num_heads * head_dim))
 
 
-def _split(merged, num_heads):
+def _split_heads(merged, num_heads):
     """float[B,T,D] -> float[B,heads,T,head_dim]."""
     _, length, dim = merged.shape
     heads = ops.reshape(merged, (-1, length, num_heads, dim // num_heads))
     return ops.transpose(heads, (0, 2, 1, 3))
 
 
-class _Block(NamedTuple):
-    """Some queries and the keys they see.
+class _QueryBlock(NamedTuple):
+    """Consecutive queries and the keys that they attend to.
 
     Attributes:
-        start: The first query.
-        seen: How many keys there are for them.
-        mask: Added to their scores, float32[queries, seen] or None.
+        start: Position of the first query.
+        num_keys: The queries attend to keys 0 .. num_keys - 1.
+        mask: float32[queries, num_keys], added to the scores; None without a causal mask.
     """
 
     start: int
-    seen: int
+    num_keys: int
     mask: object
 
 
-def _blocks(length: int, causal: bool) -> list[_Block]:
-    size = max(_MIN_BLOCK, -(-length // _NUM_BLOCKS))
+def _query_blocks(length: int, causal: bool) -> list[_QueryBlock]:
+    size = max(_MIN_BLOCK_SIZE, -(-length // _NUM_QUERY_BLOCKS))
     blocks = []
     for start in range(0, length, size):
-        seen = min(start + size, length) if causal else length
-        blocks.append(_Block(start, seen, _mask(start, seen) if causal else None))
+        num_keys = min(start + size, length) if causal else length
+        blocks.append(_QueryBlock(start, num_keys, _mask(start, num_keys) if causal else None))
     return blocks
 
 
 def _mask(start: int, stop: int):
-    """float32[stop - start, stop]: queries `start` on see the keys up to their own."""
+    """float32[stop - start, stop]: query i, from `start` on, attends to keys 0 .. i."""
     visible = ops.arange(stop) <= ops.arange(start, stop)[:, None]
-    return ops.where(visible, 0.0, _HIDDEN)
+    return ops.where(visible, 0.0, MASKED_SCORE)
 
 
-def _cut(x, blocks) -> list:
-    """Parts of float[B,heads,n,head_dim] between the blocks' starts."""
+def _split_at_blocks(x, blocks) -> list:
+    """Splits float[B,heads,n,head_dim] along its positions at the starts of the blocks."""
     starts = [block.start for block in blocks[1:] if block.start < x.shape[2]]
     return ops.split(x, starts, axis=2) if starts else [x]
 
 
-def _seen(x, block):
-    """What the block sees of float[B,heads,T,head_dim]."""
-    return x if block.seen == x.shape[2] else x[:, :, : block.seen]
+def _visible(x, block):
+    """The positions of float[B,heads,T,head_dim] that the block attends to."""
+    return x if block.num_keys == x.shape[2] else x[:, :, : block.num_keys]
 
 
 def _forward(query, key, value, blocks):
     """float[B,heads,T,head_dim], one block of queries after the other."""
     scale = query.shape[-1] ** -0.5
     heads = []
-    for rows, block in zip(_cut(query, blocks), blocks, strict=True):
-        rows = rows * (after(heads[-1], scale) if heads else scale)
-        weights = _weights(rows, _seen(key, block), block.mask)
-        heads.append(ops.matmul(ops.cast(weights, value.dtype), _seen(value, block)))
+    for rows, block in zip(_split_at_blocks(query, blocks), blocks, strict=True):
+        # Without the delay a scheduler may start all blocks at once and hold all their scores.
+        rows = rows * (delay(scale, until=heads[-1]) if heads else scale)
+        weights = _attention_weights(rows, _visible(key, block), block.mask)
+        heads.append(ops.matmul(ops.cast(weights, value.dtype), _visible(value, block)))
     return ops.concatenate(heads, axis=2)
 
 
 def _backward(query, key, value, merged, upstream, blocks):
     """Gradients of query, key and value, one block of queries after the other.
 
-    The softmax's gradient is weights * (slopes - sum(weights * slopes)), and that sum over the
-    keys equals the one of output * upstream over the head's width.
+    The gradient of the softmax is weights * (slopes - sum(weights * slopes)), where slopes are the
+    gradients of the weights. That sum over the keys equals the sum of output * upstream over
+    head_dim, which is computed once, without [T,T] tensors.
     """
     _, num_heads, length, head_dim = query.shape
     scale = head_dim**-0.5
     sums = ops.cast(merged, "float32") * ops.cast(upstream, "float32")
     sums = ops.sum(ops.reshape(sums, (-1, length, num_heads, head_dim)), axis=-1)
-    sums = transposed(sums)[..., None] * scale  # float32[B,heads,T,1]
-    upstream = _split(upstream, num_heads)
-    # Sliced anew, so that the forward pass need not keep its slices.
-    key, value = (x * after(upstream, 1.0) for x in (key, value))
-    columns = [_cut(x, blocks) for x in (query, upstream, sums)]
+    sums = swap_last_axes(sums)[..., None] * scale  # float32[B,heads,T,1]
+    upstream = _split_heads(upstream, num_heads)
+    # The delay keeps graph optimizers from merging these slices with those of the forward pass,
+    # which would stay in memory until here.
+    key, value = (x * delay(1.0, until=upstream) for x in (key, value))
+    columns = [_split_at_blocks(x, blocks) for x in (query, upstream, sums)]
     previous, gradients = upstream, []
     for query, above, sums, block in zip(*columns, blocks, strict=True):
-        seen_key, seen_value = _seen(key, block), _seen(value, block)
-        turn = after(previous, scale)
-        weights = _weights(query * turn, seen_key, block.mask)
-        slopes = ops.matmul(above * turn, transposed(seen_value))
+        block_key, block_value = _visible(key, block), _visible(value, block)
+        delayed_scale = delay(scale, until=previous)  # one block's scores in memory at a time
+        weights = _attention_weights(query * delayed_scale, block_key, block.mask)
+        slopes = ops.matmul(above * delayed_scale, swap_last_axes(block_value))
         slopes = weights * (ops.cast(slopes, "float32") - sums)
         slopes, weights = ops.cast(slopes, query.dtype), ops.cast(weights, query.dtype)
-        previous = ops.matmul(transposed(slopes), query)
-        gradients.append(
-            (ops.matmul(slopes, seen_key), previous, ops.matmul(transposed(weights), above))
-        )
+        previous = ops.matmul(swap_last_axes(slopes), query)
+        value_gradient = ops.matmul(swap_last_axes(weights), above)
+        gradients.append((ops.matmul(slopes, block_key), previous, value_gradient))
     queries, keys, values = zip(*gradients, strict=True)
-    return ops.concatenate(queries, axis=2), _summed(keys, blocks), _summed(values, blocks)
+    return ops.concatenate(queries, axis=2), _add_up(keys, blocks), _add_up(values, blocks)
 
 
-def _weights(query, key, mask):
-    scores = ops.cast(ops.matmul(query, transposed(key)), "float32")
-    return ops.softmax(scores if mask is None else scores + mask)
-
-
-def _summed(parts, blocks):
-    """Adds gradients of the keys each block sees, part i of block i, strip by strip."""
-    strips = [[] for _ in blocks]
-    for part in parts:
-        for strip, piece in zip(strips, _cut(part, blocks), strict=False):
-            strip.append(piece)
-    return ops.concatenate([sum(strip[1:], strip[0]) for strip in strips], axis=2)
+def _add_up(gradients, blocks):
+    """Sums gradients of keys or values, of which block i contributes those that it attends to."""
+    terms = [[] for _ in blocks]
+    for gradient in gradients:
+        for terms_of_block, term in zip(terms, _split_at_blocks(gradient, blocks), strict=False):
+            terms_of_block.append(term)
+    return ops.concatenate([sum(some[1:], some[0]) for some in terms], axis=2)

@@ -41,17 +41,22 @@ def elementwise_compiler(compiler: Callable[[Callable], Callable]) -> Iterator[N
 
 
 def with_gradient(function: Callable) -> Callable:
-    """A decorator: `function(*tensors)` returns its result and the gradient's function.
+    """Decorates a function with a hand-written gradient.
 
-    That function maps the result's gradient to a tuple, one gradient for each of `tensors`. Only
-    what it refers to is kept between the two passes, so that cheap things are computed again.
+    Automatic differentiation keeps the inputs of every operation in memory until the backward
+    pass. Here, only the tensors that the gradient refers to are kept; cheap ones are recomputed.
+
+    Args:
+        function: Maps tensors to (result, gradient), where `gradient(upstream)` maps the gradient
+            of the result to a tuple of gradients, one per tensor. Variables must be read first
+            (see `read`).
     """
 
     @ops.custom_gradient
     def differentiable(*tensors):
         result, gradient = function(*tensors)
 
-        def backward(*args, upstream=None):  # torch names the argument, the other backends do not
+        def backward(*args, upstream=None):  # torch passes it by name, other backends by position
             return gradient(args[0] if upstream is None else upstream)
 
         return result, backward
@@ -59,69 +64,69 @@ def with_gradient(function: Callable) -> Callable:
     return differentiable
 
 
-def after(tensor, number: float):
-    """`number`, known only once `tensor` is.
+def delay(number: float, until):
+    """Returns `number` as a tensor that is available only after the tensor `until`.
 
-    What takes it waits for `tensor`, so that two large pieces of work are not in memory at once.
-    And what the backward pass computes again with it, after its incoming gradient, is not found
-    equal to what the forward pass computed: graph optimisers would merge the two, and keep it.
+    Multiplying with it orders work that graphs leave unordered, for two reasons:
+
+    * Two large pieces of work are not in memory at the same time.
+    * Recomputation in the backward pass stays a recomputation. TensorFlow and XLA merge equal
+      expressions; without the delay they would find that the forward pass has computed the same,
+      and keep its result in memory.
 
     Args:
-        tensor: float[...].
         number: Finite.
+        until: float[...].
 
     Returns:
-        float[].
+        float[] of the dtype of `until`.
     """
-    # The minimum is always zero, which no optimiser can know.
-    return number + ops.minimum(ops.square(ops.ravel(tensor)[0]), 0)
+    # The minimum is always 0, but no optimizer can know: the square could be NaN.
+    return number + ops.minimum(ops.square(ops.ravel(until)[0]), 0)
 
 
 def read(variable):
-    """The variable's value as a tensor: hand-written gradients take no variables."""
+    """Returns the value of a variable as a tensor; custom gradients accept tensors only."""
     return ops.reshape(variable, variable.shape)
 
 
-def transposed(x):
-    """Swaps the last two axes."""
+def swap_last_axes(x):
+    """float[...,M,N] -> float[...,N,M]."""
     return ops.swapaxes(x, -1, -2)
 
 
 def _inverse_rms(x):
     """float[...,D] -> 1 / sqrt(mean(x^2) + 1e-5), float32[...,1]."""
-    wide = ops.cast(x, "float32")
-    return ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + 1e-5)
+    x = ops.cast(x, "float32")
+    return ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + 1e-5)
 
 
 @elementwise
-def _scaled(x, factor, gain):
+def _rescale(x, factor, gain):
     return ops.cast(ops.cast(x, "float32") * factor * ops.cast(gain, "float32"), x.dtype)
 
 
-def _norm_gradient(x, inverse, gain, upstream):
+def _rms_norm_gradient(x, inverse, gain, upstream):
     """Gradients of x and gain."""
-    wide, slope, wide_gain = (ops.cast(one, "float32") for one in (x, upstream, gain))
-    product = slope * wide
-    gain_gradient = _summed(product * inverse)
-    along = ops.matmul(product, wide_gain[:, None]) * inverse**3 / x.shape[-1]
-    x_gradient = _across(slope, wide_gain, inverse, wide, along)
-    return ops.cast(x_gradient, x.dtype), ops.cast(gain_gradient, gain.dtype)
+    x_dtype, gain_dtype = x.dtype, gain.dtype
+    x, upstream, gain = (ops.cast(one, "float32") for one in (x, upstream, gain))
+    product = upstream * x
+    gain_gradient = ops.sum(product * inverse, axis=tuple(range(len(x.shape) - 1)))
+    # A matrix-vector product instead of a sum over D of products: one pass over memory.
+    along_x = ops.matmul(product, gain[:, None]) * inverse**3 / x.shape[-1]
+    x_gradient = _remove_component(upstream, gain, inverse, x, along_x)
+    return ops.cast(x_gradient, x_dtype), ops.cast(gain_gradient, gain_dtype)
 
 
 @elementwise
-def _across(slope, gain, inverse, x, along):
-    """slope * gain * inverse, less its part along x: a longer x has the same norm(x)."""
-    return slope * gain * inverse - x * along
-
-
-def _summed(x):
-    """float[...,D] -> float[D]."""
-    return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
+def _remove_component(upstream, gain, inverse, x, along_x):
+    """upstream * gain * inverse without its component along x: scaling x leaves norm(x) as is."""
+    return upstream * gain * inverse - x * along_x
 
 
 @with_gradient
-def rms_normalise(x, gain):
-    """x * rsqrt(mean(x^2) + 1e-5) * gain, in float32; keeps `x` and one number a position.
+def rms_norm(x, gain):
+    """x * rsqrt(mean(x^2) + 1e-5) * gain, in float32; keeps `x` and one number per position.
 
     Args:
         x: float[...,D].
@@ -133,15 +138,19 @@ def rms_normalise(x, gain):
     inverse = _inverse_rms(x)
 
     def gradient(upstream):
-        again = inverse * ops.cast(after(upstream, 1.0), "float32")
-        return _norm_gradient(x, again, gain, upstream)
+        delayed = inverse * ops.cast(delay(1.0, until=upstream), "float32")
+        return _rms_norm_gradient(x, delayed, gain, upstream)
 
-    return _scaled(x, inverse, gain), gradient
+    return _rescale(x, inverse, gain), gradient
 
 
 @with_gradient
-def normalised_matmul(x, gain, kernel):
-    """rms_normalise(x, gain) @ kernel; keeps `x` but not what is normalised.
+def rms_norm_matmul(x, gain, kernel):
+    """rms_norm(x, gain) @ kernel.
+
+    The gradient of the kernel needs the normalized x, which is as large as x. Because the norm and
+    the product share one gradient, only `x` is kept, which the residual connection keeps anyway;
+    the norm is computed again, one elementwise pass beside three matrix products.
 
     Args:
         x: float[...,D].
@@ -154,43 +163,44 @@ def normalised_matmul(x, gain, kernel):
     inverse = _inverse_rms(x)
 
     def gradient(upstream):
-        again = inverse * ops.cast(after(upstream, 1.0), "float32")
-        kernel_gradient = _kernel_gradient(_scaled(x, again, gain), upstream)
-        slope = ops.matmul(upstream, transposed(kernel))
-        return *_norm_gradient(x, again, gain, slope), kernel_gradient
+        delayed = inverse * ops.cast(delay(1.0, until=upstream), "float32")
+        kernel_gradient = _kernel_gradient(_rescale(x, delayed, gain), upstream)
+        below = ops.matmul(upstream, swap_last_axes(kernel))
+        return *_rms_norm_gradient(x, delayed, gain, below), kernel_gradient
 
-    return ops.matmul(_scaled(x, inverse, gain), kernel), gradient
+    return ops.matmul(_rescale(x, inverse, gain), kernel), gradient
 
 
 def _kernel_gradient(x, upstream):
-    """That of the kernel in x @ kernel: float[...,N], float[...,D] -> float[N,D]."""
-    rows, slopes = (ops.reshape(one, (-1, one.shape[-1])) for one in (x, upstream))
-    return ops.matmul(transposed(rows), slopes)
+    """Gradient of the kernel in x @ kernel. float[...,D], float[...,N] -> float[D,N]."""
+    x, upstream = (ops.reshape(one, (-1, one.shape[-1])) for one in (x, upstream))
+    return ops.matmul(swap_last_axes(x), upstream)
 
 
-# The paper's GELU is x sigmoid(1.702 x), so 1.702 times as much goes in, and u sigmoid(u), for
-# which TensorFlow has one kernel on CPUs, comes out 1.702 times too large.
-_GELU = 1.702
+# Quick GELU is x * sigmoid(1.702 x) = silu(1.702 x) / 1.702. TensorFlow has one CPU kernel for
+# silu, which reads and writes memory once; the formula written out does so three times.
+_GELU_SCALE = 1.702
 
 
 def quick_gelu(x):
     """The paper's approximation of GELU: x * sigmoid(1.702 x)."""
-    return ops.silu(_GELU * x) / _GELU
+    return ops.silu(_GELU_SCALE * x) / _GELU_SCALE
 
 
 @elementwise
-def _silu_again(wide, upstream):
-    """silu(wide) / 1.702, and the gradient of `wide` for that of this."""
-    gate = ops.sigmoid(wide)
-    active = wide * gate
-    return active / _GELU, upstream * ((gate + active * (1 - gate)) / _GELU)
+def _gelu_and_gradient(scaled, upstream):
+    """silu(scaled) / 1.702, and the gradient of `scaled` from that of this result."""
+    gate = ops.sigmoid(scaled)
+    silu = scaled * gate
+    return silu / _GELU_SCALE, upstream * ((gate + silu * (1 - gate)) / _GELU_SCALE)
 
 
 @with_gradient
-def normalised_mlp(x, gain, input_kernel, output_kernel):
-    """quick_gelu(rms_normalise(x, gain) @ input_kernel) @ output_kernel.
+def rms_norm_mlp(x, gain, input_kernel, output_kernel):
+    """quick_gelu(rms_norm(x, gain) @ input_kernel) @ output_kernel.
 
-    Keeps `x` and the first product; the norm and the GELU are computed again.
+    Keeps `x` and the first product, float[...,N]. The norm and the GELU are computed again: they
+    are elementwise, and their results would take 1.25 times the memory of the first product.
 
     Args:
         x: float[...,D].
@@ -202,20 +212,24 @@ def normalised_mlp(x, gain, input_kernel, output_kernel):
         float[...,D].
     """
     inverse = _inverse_rms(x)
-    steep = gain * _GELU
-    wide = ops.matmul(_scaled(x, inverse, steep), input_kernel)
+    # The factors 1.702 and 1 / 1.702 of the GELU go into the gain and the output kernel, which
+    # are smaller than the activations.
+    scaled_gain = gain * _GELU_SCALE
+    scaled = ops.matmul(_rescale(x, inverse, scaled_gain), input_kernel)
 
     def gradient(upstream):
-        again = inverse * ops.cast(after(upstream, 1.0), "float32")
-        unit = _scaled(x, again, steep)
-        active, slope = _silu_again(wide, ops.matmul(upstream, transposed(output_kernel)))
-        below = ops.matmul(slope, transposed(input_kernel))
-        x_gradient, steep_gradient = _norm_gradient(x, again, steep, below)
+        delayed = inverse * ops.cast(delay(1.0, until=upstream), "float32")
+        normalized = _rescale(x, delayed, scaled_gain)
+        active, scaled_gradient = _gelu_and_gradient(
+            scaled, ops.matmul(upstream, swap_last_axes(output_kernel))
+        )
+        below = ops.matmul(scaled_gradient, swap_last_axes(input_kernel))
+        x_gradient, gain_gradient = _rms_norm_gradient(x, delayed, scaled_gain, below)
         return (
             x_gradient,
-            steep_gradient * _GELU,
-            _kernel_gradient(unit, slope),
+            gain_gradient * _GELU_SCALE,
+            _kernel_gradient(normalized, scaled_gradient),
             _kernel_gradient(active, upstream),
         )
 
-    return ops.matmul(ops.silu(wide), output_kernel / _GELU), gradient
+    return ops.matmul(ops.silu(scaled), output_kernel / _GELU_SCALE), gradient

@@ -11,6 +11,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.model.block import Block, RMSNorm
 
 
+@keras.saving.register_keras_serializable("igpt_tf")
 class ImageGPT(keras.Model):
     """The network of "Generative Pretraining from Pixels".
 
@@ -23,20 +24,34 @@ class ImageGPT(keras.Model):
 
     Args:
         image_size: (H, W) in pixels; T = H * W.
-        vocabulary_size: Number of palette colours V.
+        vocabulary_size: Number of palette colors V.
         num_layers: Number of blocks L.
         hidden_dim: Width D, a multiple of `num_heads`.
-        num_heads: Attention heads per block.
+        num_heads: Number of attention heads per block.
         causal: True for autoregressive models, False for masked ones.
         remat: Whether the backward pass computes each block again instead of keeping its
             activations: a quarter more time, a fraction of the memory, the same gradients.
+        name: Name of the model. It is constant by default because checkpoints name the
+            optimizer's slots after it.
+        **kwargs: Keras' `dtype` and `trainable`.
 
     Attributes:
-        block_runner: Function (block, h) -> h that runs a block in place of `run_block`, or None.
+        block_runner: Function (block, h) -> h that runs a block in place of `block(h)`, or None.
             Set by a trainer that shares one traced function among the blocks.
 
     Raises:
         InputError: A size is not positive or `num_heads` does not divide `hidden_dim`.
+
+    Example:
+        >>> model = ImageGPT(
+        ...     image_size=(4, 4), vocabulary_size=8, num_layers=2, hidden_dim=16, num_heads=2
+        ... )
+        >>> tokens = keras.random.randint((3, 16), 0, 8)
+        >>> model(tokens).shape
+        TensorShape([3, 16, 8])
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)  # nats per token
+        >>> model.compile("adam", loss)
+        >>> history = model.fit(tokens, tokens, verbose=0)
 
     Source: paper, sections 2.2 and 2.3; openai/image-gpt `src/model.py`.
     """
@@ -51,9 +66,11 @@ class ImageGPT(keras.Model):
         num_heads: int,
         causal: bool = True,
         remat: bool = False,
-        name: str = "image_gpt",  # constant: checkpoints name the optimizer's slots after it
+        name: str = "image_gpt",
+        **kwargs,
     ):
-        super().__init__(name=name)
+        # Without autocast, tokens that arrive as float32 keep all bits in mixed precision.
+        super().__init__(name=name, autocast=False, **kwargs)
         _check_sizes(*image_size, vocabulary_size, num_layers, hidden_dim, num_heads)
         self.image_size = tuple(image_size)
         self.sequence_length = image_size[0] * image_size[1]
@@ -64,50 +81,59 @@ class ImageGPT(keras.Model):
         self.causal = causal
         self.remat = remat
         self.block_runner = None
+        policy = self.dtype_policy
         self.blocks = [
-            Block(num_heads, num_layers, causal, name=f"block_{i}") for i in range(num_layers)
+            Block(num_heads, num_layers, causal, name=f"block_{i}", dtype=policy)
+            for i in range(num_layers)
         ]
-        self.final_norm = RMSNorm(name="final_norm")
+        self.final_norm = RMSNorm(name="final_norm", dtype=policy)
         self.build()
 
     def build(self, input_shape=None):
-        """Creates every variable; called once by the constructor."""
+        """Creates all variables; called once by the constructor."""
         if self.built:
             return
         dim = self.hidden_dim
-        self.token_embedding = self._embedding("token_embedding", (self.vocabulary_size, dim), 0.02)
-        self.position_embedding = self._embedding(
+        self.token_embedding = self._add_embedding(
+            "token_embedding", (self.vocabulary_size, dim), 0.02
+        )
+        self.position_embedding = self._add_embedding(
             "position_embedding", (self.sequence_length, dim), 0.01
         )
         if self.causal:
-            self.sos = self._embedding("sos", (dim,), 0.02)
-        # Zero, so that the first loss is ln V exactly.
-        self.output_embedding = self._embedding(
-            "output_embedding", (self.vocabulary_size, dim), 0, autocast=False
+            self.sos = self._add_embedding("sos", (dim,), 0.02)
+        self.output_embedding = self.add_weight(
+            name="output_embedding",
+            shape=(self.vocabulary_size, dim),
+            initializer="zeros",  # so that the first loss is ln V exactly
+            autocast=False,  # logits are float32 in mixed precision
         )
         for layer in (*self.blocks, self.final_norm):
             layer.build((None, self.sequence_length, dim))
         self.built = True
 
-    def _embedding(self, name, shape, stddev, **kwargs):
-        normal = keras.initializers.RandomNormal(stddev=stddev)
-        initializer = normal if stddev else "zeros"
-        return self.add_weight(name=name, shape=shape, initializer=initializer, **kwargs)
+    def _add_embedding(self, name, shape, stddev):
+        initializer = keras.initializers.RandomNormal(stddev=stddev)
+        return self.add_weight(name=name, shape=shape, initializer=initializer)
 
     def call(self, tokens, masked=None):
         """Predicts every token.
 
         Args:
-            tokens: int32[B,T].
+            tokens: int32[B,T], or a dict of both arguments, as `fit` and `predict` pass them on.
+                Other dtypes are cast to int32.
             masked: bool[B,T] or None: where the token embedding is replaced by zero.
 
         Returns:
             Logits float32[B,T,V]; slot i predicts token i.
         """
+        if isinstance(tokens, dict):
+            tokens, masked = tokens["tokens"], tokens.get("masked")
         return self.logits(self.hidden_states(tokens, masked)[-1])
 
     def embed(self, tokens, masked=None):
-        """h_0. `tokens` int32[B,T], `masked` bool[B,T] or None -> float[B,T,D]."""
+        """Returns h_0, float[B,T,D]; arguments as in `call`."""
+        tokens = ops.cast(tokens, "int32")
         if self.causal:  # slot i sees token i - 1
             tokens = tokens[:, :-1]
             masked = None if masked is None else masked[:, :-1]
@@ -120,43 +146,50 @@ class ImageGPT(keras.Model):
         return ops.cast(h + self.position_embedding, self.compute_dtype)
 
     def hidden_states(self, tokens, masked=None) -> list:
-        """h_0 .. h_L before any norm, L + 1 tensors float[B,T,D]."""
+        """Returns h_0 .. h_L before any norm, L + 1 tensors float[B,T,D]."""
         states = [self.embed(tokens, masked)]
         for block in self.blocks:
-            states.append(self.run_block(block, states[-1]))
+            states.append(self._run_block(block, states[-1]))
         return states
 
-    def run_block(self, block, h):
-        """Runs one block. float[B,T,D] -> float[B,T,D]."""
+    def _run_block(self, block, h):
         if self.block_runner is not None:
             return self.block_runner(block, h)
-        # A closure of positional arguments, the one form that keeps its gradients everywhere.
+        # `keras.remat` keeps the gradients of all backends for positional arguments only.
         return keras.remat(lambda h: block(h))(h) if self.remat else block(h)
 
     def logits(self, h):
         """float[B,T,D] before the final norm -> float32[B,T,V], whatever the compute dtype."""
-        return self.token_logits(self.normalised(h))
+        return self.token_logits(self.normalize(h))
 
-    def normalised(self, h):
-        """The final norm's output. float[B,T,D] -> float32[B,T,D]."""
+    def normalize(self, h):
+        """Applies the final norm. float[B,T,D] -> float32[B,T,D]."""
         return ops.cast(self.final_norm(h), "float32")
 
-    def token_logits(self, normalised):
+    def token_logits(self, normalized):
         """float32[B,T,D] after the final norm -> float32[B,T,V]."""
-        return ops.matmul(normalised, ops.transpose(self.output_embedding))
+        return ops.matmul(normalized, ops.transpose(self.output_embedding))
 
     def features(self, tokens, masked=None):
-        """Mean over positions of each layer's normalised input.
+        """Returns the mean over positions of each layer's normalized input.
 
         Args:
-            tokens: int32[B,T].
+            tokens: int32[B,T], or a `keras.Input` to use the features in a functional model.
             masked: bool[B,T] or None.
 
         Returns:
             float32[B,L+1,D]. Index l < L is the post-norm input of block l, index L the final norm.
 
+        Example:
+            >>> tokens = keras.Input((16,))
+            >>> features = model.features(tokens)[:, 1]
+            >>> outputs = keras.layers.Dense(10)(features)
+            >>> classifier = keras.Model(tokens, outputs)
+
         Source: paper, section 2.4: the shifted sequence with sos, as in pretraining.
         """
+        if keras.backend.is_keras_tensor(tokens):
+            return Features(self)(tokens, masked=masked)
         norms = [block.attention_norm for block in self.blocks] + [self.final_norm]
         means = [
             ops.mean(ops.cast(norm(h), "float32"), axis=1)
@@ -164,8 +197,9 @@ class ImageGPT(keras.Model):
         ]
         return ops.stack(means, axis=1)
 
-    def get_config(self) -> dict:
-        """The constructor's arguments; `ImageGPT(**model.get_config())` has the same shapes."""
+    @property
+    def architecture(self) -> dict:
+        """Arguments of the constructor that determine the weights and what they compute."""
         return {
             "image_size": list(self.image_size),
             "vocabulary_size": self.vocabulary_size,
@@ -175,12 +209,51 @@ class ImageGPT(keras.Model):
             "causal": self.causal,
         }
 
+    def get_config(self) -> dict:
+        """Returns all arguments of the constructor, as Keras saves them."""
+        return {**super().get_config(), **self.architecture, "remat": self.remat}
+
+
+@keras.saving.register_keras_serializable("igpt_tf")
+class Features(keras.layers.Layer):
+    """`ImageGPT.features` as a layer.
+
+    Args:
+        network: An `ImageGPT`.
+    """
+
+    def __init__(self, network: ImageGPT, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.network = network
+
+    def build(self, input_shape=None):
+        """The network has its variables already."""
+
+    def call(self, tokens, masked=None):
+        """See `ImageGPT.features`."""
+        return self.network.features(tokens, masked)
+
+    def compute_output_spec(self, tokens, masked=None):
+        network = self.network
+        shape = (tokens.shape[0], network.num_layers + 1, network.hidden_dim)
+        return keras.KerasTensor(shape, "float32")
+
+    def get_config(self):
+        network = keras.saving.serialize_keras_object(self.network)
+        return {**super().get_config(), "network": network}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(
+            **{**config, "network": keras.saving.deserialize_keras_object(config["network"])}
+        )
+
 
 def _check_sizes(*sizes):
     height, width, vocabulary_size, num_layers, hidden_dim, num_heads = sizes
     if any(not isinstance(size, int) or size < 1 for size in sizes):
         raise InputError(
-            "the model's sizes must be positive integers. Received: "
+            "model sizes must be positive integers. Received: "
             f"image_size={(height, width)}, vocabulary_size={vocabulary_size}, "
             f"num_layers={num_layers}, hidden_dim={hidden_dim}, num_heads={num_heads}"
         )
@@ -202,7 +275,7 @@ def build_model(
     vocabulary_size: int,
     remat: bool = False,
 ) -> ImageGPT:
-    """An `ImageGPT`; sizes from gin, `image_size` from the data and `causal` from the objective."""
+    """Builds an `ImageGPT`: sizes from gin, image_size from the data, causal from the objective."""
     return ImageGPT(
         image_size=image_size,
         vocabulary_size=vocabulary_size,
@@ -215,11 +288,11 @@ def build_model(
 
 
 def abstract_model(build: Callable[[], ImageGPT]) -> ImageGPT:
-    """The model that `build()` returns with shapes but without storage, however large it is."""
+    """Returns the model that `build()` builds, with shapes but without storage for its weights."""
     with keras.StatelessScope(initialize_variables=False):
         return build()
 
 
 def count_parameters(build: Callable[[], ImageGPT]) -> int:
-    """Number of weights of the model that `build()` returns, without allocating them."""
+    """Returns the number of weights of the model that `build()` builds, without allocating them."""
     return sum(math.prod(variable.shape) for variable in abstract_model(build).weights)

@@ -1,99 +1,313 @@
-"""Painting pixel after pixel with cached keys and values.
+"""Autoregressive decoding with cached keys and values.
 
-The image is painted in segments of whole rows. A segment's cache has static room for its own
-pixels and all before it. What is given of a segment is filled in one parallel pass, the rest in a
-loop over pixels. Nothing beyond the segment is stored or read.
+An image is decoded in segments of whole rows. The cache of a segment has a static size that holds
+its own positions and all earlier ones, so that attention never reads unused memory of later
+segments. The given part of an image is processed in parallel; the rest in a loop over positions.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 from keras import ops
 
 from igpt_tf.model import ImageGPT
-from igpt_tf.sampling.cache import CoreCache, XlaCache, segment_length
-from igpt_tf.sampling.choosing import Brush
+from igpt_tf.model.attention import MASKED_SCORE, KeyValueCache
+
+
+def random_uniforms(seeds, length: int, stream=0):
+    """Random numbers that sample images; those of an image depend on its own seed only.
+
+    Args:
+        seeds: int32[B].
+        length: T.
+        stream: int or int32[]; different streams are independent.
+
+    Returns:
+        float32[B,T] in [0, 1), identical with and without XLA. XLA's generator gives the same bits
+        but not the same floats, so the floats are made here from 23 bits each.
+    """
+    bits = tf.map_fn(
+        lambda seed: tf.random.stateless_uniform(
+            [length], tf.stack([seed, stream]), None, None, tf.uint32, alg="philox"
+        ),
+        seeds,
+        fn_output_signature=tf.TensorSpec([length], tf.uint32),
+    )
+    return tf.cast(tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32)), tf.float32) * 2.0**-23
+
+
+def choose_tokens(logits, uniforms, *, temperature, top_k, top_p):
+    """Samples one token per row of logits.
+
+    Args:
+        logits: float32[B,V].
+        uniforms: float32[B] in [0, 1).
+        temperature: float32[], positive.
+        top_k: int32[]; 0 keeps all tokens.
+        top_p: float32[] in (0, 1]; 1 keeps all tokens.
+
+    Returns:
+        int32[B].
+    """
+    logits = logits / temperature
+    # Truncation sorts the tokens, so it is skipped where it would keep them all.
+    logits = tf.cond(
+        (top_k > 0) | (top_p < 1.0), lambda: truncate(logits, top_k, top_p), lambda: logits
+    )
+    return invert_cdf(logits, uniforms)
+
+
+def truncate(logits, top_k, top_p):
+    """Removes unlikely tokens, first by rank, then by probability mass.
+
+    Args:
+        logits: float32[B,V].
+        top_k: int32[]; 0 keeps all. Among equally likely tokens, the lower ones are kept.
+        top_p: float32[]; keeps the smallest set of most likely tokens whose mass reaches it.
+
+    Returns:
+        float32[B,V], -inf where removed. The most likely token is always kept.
+    """
+    size = logits.shape[-1]
+    ordered, order = tf.math.top_k(logits, size)
+    kept = tf.range(size) < tf.where(top_k > 0, top_k, size)
+    mass = tf.nn.softmax(tf.where(kept, ordered, float("-inf")))
+    # Rounding may bring the cumulative sum to 1 before the last token: 1 must still keep all.
+    kept &= (tf.cumsum(mass, axis=-1, exclusive=True) < top_p) | (top_p >= 1.0)
+    kept = tf.gather(kept, tf.argsort(order), batch_dims=1)
+    return tf.where(kept, logits, float("-inf"))
+
+
+def invert_cdf(logits, uniforms):
+    """Samples by inverting the cumulative distribution.
+
+    Args:
+        logits: float32[B,V].
+        uniforms: float32[B] in [0, 1).
+
+    Returns:
+        int32[B], never a token of probability zero.
+    """
+    mass = tf.exp(logits - tf.reduce_max(logits, axis=-1, keepdims=True))
+    cumulative = tf.cumsum(mass, axis=-1)
+    reached = (cumulative > uniforms[:, None] * cumulative[:, -1:]) & (mass > 0)
+    return tf.argmax(tf.cast(reached, tf.int32), axis=-1, output_type=tf.int32)
+
+
+class GraphCacheOps:
+    """Cache operations for any TensorFlow runtime: core operations only.
+
+    `InplaceUpdate` writes into the buffer of its argument. That is safe here: the buffer comes from
+    `Empty`, which is never folded into a constant, every reader of position t takes the tensor
+    after the write, and the next write needs the token that those readers lead to.
+    """
+
+    max_segments = 8
+
+    @staticmethod
+    def allocate(shape, dtype):
+        """Returns zeros of that shape in a buffer of their own."""
+        return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
+
+    @staticmethod
+    def write(cache, new, position):
+        """Writes `new` float[B,heads,1,head_dim] at `position` of float[B,heads,S,head_dim]."""
+        shape = tf.shape(cache)
+        rows = tf.range(shape[0] * shape[1]) * shape[2] + position
+        flat, new = (tf.reshape(x, [-1, x.shape[-1]]) for x in (cache, new))
+        return tf.reshape(tf.raw_ops.InplaceUpdate(x=flat, i=rows, v=new), shape)
+
+
+class XlaCacheOps:
+    """Cache operations inside a jit-compiled function: static shapes, dynamic-update-slice."""
+
+    max_segments = 4  # each is compiled on its own
+
+    @staticmethod
+    def allocate(shape, dtype):
+        """Returns zeros of that shape."""
+        return tf.zeros(shape, dtype)
+
+    @staticmethod
+    def write(cache, new, position):
+        """Writes `new` float[B,heads,1,head_dim] at `position` of float[B,heads,S,head_dim]."""
+        return ops.slice_update(cache, (0, 0, position, 0), new)
+
+
+def segment_length(image_size: tuple[int, int], max_segments: int) -> int:
+    """Number of positions in each of at most `max_segments` equal segments of whole rows."""
+    height, width = image_size
+    rows = next(r for r in range(1, height + 1) if height % r == 0 and height // r <= max_segments)
+    return rows * width
+
+
+def cache_bytes(architecture: dict, num_images: int, dtype: str = "float32") -> int:
+    """Memory of the keys and values of `num_images` finished images, in bytes.
+
+    Args:
+        architecture: `ImageGPT.architecture`, also found in the metadata of a SavedModel.
+        num_images: B.
+        dtype: Type of the cache.
+    """
+    width = 2 * architecture["num_layers"] * architecture["hidden_dim"]
+    length = math.prod(architecture["image_size"])
+    return num_images * length * width * tf.as_dtype(dtype).size
+
+
+def peak_bytes(architecture: dict, num_images: int, dtype: str = "float32") -> int:
+    """Upper estimate of the memory that decoding takes besides the weights, in bytes.
+
+    While the cache grows by a segment, the old and the new cache are both in memory. If the given
+    parts of images differ, the float32 attention scores of a whole segment are too.
+    """
+    length = math.prod(architecture["image_size"])
+    segment = segment_length(architecture["image_size"], GraphCacheOps.max_segments)
+    scores = 4 * num_images * architecture["num_heads"] * segment * length
+    return 2 * cache_bytes(architecture, num_images, dtype) + 3 * scores
+
+
+class PackedKernels:
+    """Copies of the blocks' kernels in packs of columns, for products with few rows.
+
+    A CPU's matrix product copies a kernel, some columns at a time, into the order in which it reads
+    them. In the kernel the rows of those columns lie a memory page apart, in a pack next to each
+    other. With many rows the copy costs little; with one row per image it takes half the time.
+
+    Args:
+        model: An `ImageGPT`.
+        packs: What `pack(model)` returned: as inputs of a compiled function, the packs follow the
+            weights of a model in training.
+    """
+
+    _NUM_COLUMNS = 64
+    _MAX_ROWS = 32  # with more rows, packs are no faster; a single row needs no copy
+
+    def __init__(self, model: ImageGPT, packs: list):
+        kernels = self._kernels(model)
+        self._packs = {id(kernel): one for kernel, one in zip(kernels, packs, strict=True)}
+
+    @classmethod
+    def are_faster(cls, num_rows: int) -> bool:
+        """Whether a CPU multiplies this number of rows faster with packed kernels."""
+        return 1 < num_rows <= cls._MAX_ROWS
+
+    @classmethod
+    def pack(cls, model: ImageGPT) -> list:
+        """Returns float[N/P,K,P] of every kernel float[K,N] of the blocks, with P columns each."""
+        packs = []
+        for kernel in cls._kernels(model):
+            rows, columns = kernel.shape
+            size = next(p for p in range(min(cls._NUM_COLUMNS, columns), 0, -1) if columns % p == 0)
+            split = ops.reshape(kernel, (rows, columns // size, size))
+            packs.append(ops.transpose(split, (1, 0, 2)))
+        return packs
+
+    def matmul(self, x, kernel):
+        """float[B,1,K] @ `kernel`, a variable float[K,N] of the model -> float[B,1,N]."""
+        packs = self._packs[id(kernel)]
+        rows = ops.transpose(x, (1, 0, 2))
+        rows = ops.broadcast_to(rows, (packs.shape[0], *rows.shape[1:]))
+        columns = ops.transpose(ops.matmul(rows, packs), (1, 0, 2))
+        return ops.reshape(columns, (-1, 1, kernel.shape[1]))
+
+    @staticmethod
+    def _kernels(model):
+        layers = [layer for block in model.blocks for layer in (block.attention, block.mlp)]
+        return [kernel for layer in layers for kernel in layer.weights]
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Paints with a causal model.
+    """Decodes images with a causal model.
 
     Attributes:
         model: A causal `ImageGPT`.
-        brush: How a colour is chosen.
-        uniforms: float32[B,T] in [0, 1), one for every pixel.
-        xla: Whether this is traced inside a jit-compiled function. Segments are then unrolled,
-            for static shapes; elsewhere they are a loop.
-        cache_dtype: Of keys and values; "bfloat16" halves their memory.
-        matmul: Multiplies one pixel of each image with a kernel of the blocks.
+        choose: Function (logits float32[B,V], uniforms float32[B]) -> tokens int32[B].
+        uniforms: float32[B,T] in [0, 1), one number per position.
+        xla: Whether this is traced inside a jit-compiled function. There, shapes must be static
+            and the loop over segments is unrolled.
+        cache_dtype: Type of cached keys and values; "bfloat16" halves their memory.
+        matmul: Function that multiplies one position of each image with a kernel.
     """
 
     model: ImageGPT
-    brush: Brush
+    choose: Callable
     uniforms: tf.Tensor
     xla: bool
     cache_dtype: str
     matmul: Callable = ops.matmul
 
     @property
-    def cache(self):
-        """The cache's operations."""
-        return XlaCache if self.xla else CoreCache
+    def _cache_ops(self):
+        return XlaCacheOps if self.xla else GraphCacheOps
 
     @property
-    def length(self) -> int:
-        """Pixels in a segment."""
-        return segment_length(self.model.image_size, self.cache.most_segments)
+    def _segment_length(self) -> int:
+        return segment_length(self.model.image_size, self._cache_ops.max_segments)
 
-    def paint(self, tokens, num_given):
-        """Replaces every token from raster pixel `num_given` (int or int32[]) on. int32[B,T]."""
-        caches = self._room(tf.shape(tokens)[0], 0)
+    def decode(self, tokens, num_given):
+        """Replaces all tokens from raster position `num_given` (int or int32[]) on. int32[B,T]."""
+        caches = self._allocate(tf.shape(tokens)[0], 0)
         if not self.xla:
-            caches = self._begin(tokens, num_given, caches)
-            return self._loop(tokens, num_given, caches)
-        for start in range(0, self.model.sequence_length, self.length):
-            caches = self._fill(start, num_given, tokens, caches)
-            tokens, caches = self._segment(start, num_given, tokens, caches)
+            caches = self._prefill(tokens, num_given, caches)
+            return self._decode_segments(tokens, num_given, caches)
+        for start in range(0, self.model.sequence_length, self._segment_length):
+            caches = self._extend(start, num_given, tokens, caches)
+            tokens, caches = self._decode_segment(start, num_given, tokens, caches)
         return tokens
 
-    def _begin(self, tokens, num_given, caches):
-        """Caches of all segments in which something is given, in passes over whole segments.
+    def _allocate(self, batch_size, length):
+        """Unused keys and values of all blocks, a list of (float[B,heads,length,head_dim],) * 2."""
+        heads = self.model.num_heads
+        shape = (batch_size, heads, length, self.model.hidden_dim // heads)
+        static = tf.TensorShape([tf.get_static_value(n) for n in shape])
 
-        Images that begin like their neighbour share its pass: many completions of one image cost
-        one beginning.
+        def allocate():
+            return tf.ensure_shape(self._cache_ops.allocate(shape, self.cache_dtype), static)
+
+        return [(allocate(), allocate()) for _ in self.model.blocks]
+
+    def _prefill(self, tokens, num_given, caches):
+        """Caches of all segments with given positions, computed one segment at a time.
+
+        Images with the same given part as their neighbor share its computation: many completions
+        of one image cost one prefill.
         """
         if tf.get_static_value(num_given) == 0:
             return caches
-        leaders, followed = beginnings(tokens, num_given)
-        alone = tf.gather(tokens, leaders)
-        room = self._room(tf.size(leaders), 0)
-        _, begun = tf.while_loop(
+        first_of_group, group = unique_prefixes(tokens, num_given)
+        distinct = tf.gather(tokens, first_of_group)
+        empty = self._allocate(tf.size(first_of_group), 0)
+        _, filled = tf.while_loop(
             lambda start, _: start < num_given,
-            lambda start, caches: (start + self.length, self._given(start, alone, caches)),
-            (0, room),
-            shape_invariants=(tf.TensorShape([]), tf.nest.map_structure(_any_length, room)),
+            lambda start, caches: (
+                start + self._segment_length,
+                self._process_given(start, distinct, caches),
+            ),
+            (0, empty),
+            shape_invariants=(tf.TensorShape([]), tf.nest.map_structure(_any_length, empty)),
         )
-        # Copied only where it is needed: the caches are most of the memory.
-        begun = tf.cond(
-            tf.size(leaders) < tf.size(followed),
-            lambda: tf.nest.map_structure(lambda cache: tf.gather(cache, followed), begun),
-            lambda: begun,
+        # Copied only where it is necessary: the caches are most of the memory.
+        filled = tf.cond(
+            tf.size(first_of_group) < tf.size(group),
+            lambda: tf.nest.map_structure(lambda cache: tf.gather(cache, group), filled),
+            lambda: filled,
         )
         return tf.nest.map_structure(
-            lambda cache, whole: tf.ensure_shape(cache, _any_length(whole)), begun, caches
+            lambda cache, like: tf.ensure_shape(cache, _any_length(like)), filled, caches
         )
 
-    def _loop(self, tokens, num_given, caches):
-        """Tokens int32[B,T] with all segments painted that are not wholly given."""
-        total, length = self.model.sequence_length, self.length
+    def _decode_segments(self, tokens, num_given, caches):
+        """Tokens int32[B,T] after decoding all segments that are not given as a whole."""
+        total, length = self.model.sequence_length, self._segment_length
 
         def body(start, tokens, caches):
-            filled = tf.shape(caches[0][0])[2] > start
-            caches = tf.cond(filled, lambda: caches, lambda: self._with_room(tokens, caches))
-            return start + length, *self._segment(start, num_given, tokens, caches)
+            is_prefilled = tf.shape(caches[0][0])[2] > start
+            caches = tf.cond(is_prefilled, lambda: caches, lambda: self._grow(tokens, caches))
+            return start + length, *self._decode_segment(start, num_given, tokens, caches)
 
         _, tokens, _ = tf.while_loop(
             lambda start, *_: start < total,
@@ -107,120 +321,90 @@ class Decoder:
         )
         return tokens
 
-    def _room(self, batch_size, length):
-        """Unused keys and values, (float[B,heads,length,head_dim],) * 2 for every layer."""
-        heads = self.model.num_heads
-        shape = (batch_size, heads, length, self.model.hidden_dim // heads)
-        static = tf.TensorShape([tf.get_static_value(n) for n in shape])
-        return [
-            tuple(tf.ensure_shape(self.cache.room(shape, self.cache_dtype), static) for _ in "kv")
-            for _ in self.model.blocks
-        ]
+    def _grow(self, tokens, caches):
+        """Caches with unused memory for one more segment."""
+        unused = self._allocate(tf.shape(tokens)[0], self._segment_length)
+        return tf.nest.map_structure(_append, caches, unused)
 
-    def _with_room(self, tokens, caches):
-        """Caches with unused room for one more segment."""
-        room = self._room(tf.shape(tokens)[0], self.length)
-        return tf.nest.map_structure(_join, caches, room)
+    def _extend(self, start, num_given, tokens, caches):
+        """Caches with memory for the segment, filled where it is given."""
+        if tf.get_static_value(num_given) == 0:
+            return self._grow(tokens, caches)
+        return tf.cond(
+            num_given > start,
+            lambda: self._process_given(start, tokens, caches),
+            lambda: self._grow(tokens, caches),
+        )
 
-    def _segment(self, start, num_given, tokens, caches):
-        """Tokens int32[B,T] with one more segment painted, in caches that have room for it."""
-        end = start + self.length
+    def _decode_segment(self, start, num_given, tokens, caches):
+        """Tokens int32[B,T] with one more segment decoded, and its caches."""
+        length = self._segment_length
+        end = start + length
         first = tf.maximum(start, num_given)
         previous = tf.gather(tokens, tf.maximum(first - 1, 0), axis=1)
-        places = start + tf.range(self.length)
+        positions = start + tf.range(length)
 
         def body(position, previous, row, caches):
-            logits, caches = self._step(position, previous, caches)
-            token = self.brush.choose(logits, tf.gather(self.uniforms, position, axis=1))
-            return position + 1, token, tf.where(places == position, token[:, None], row), caches
+            logits, caches = self._next_logits(position, previous, caches)
+            token = self.choose(logits, tf.gather(self.uniforms, position, axis=1))
+            row = tf.where(positions == position, token[:, None], row)
+            return position + 1, token, row, caches
 
-        row = tf.slice(tokens, [0, start], [-1, self.length])
+        row = tf.slice(tokens, [0, start], [-1, length])
         _, _, row, caches = tf.while_loop(
             lambda position, *_: position < end, body, (first, previous, row, caches)
         )
-        painted = tf.concat([tokens[:, :start], row, tokens[:, end:]], axis=1)
-        return tf.ensure_shape(painted, tokens.shape), caches
+        decoded = tf.concat([tokens[:, :start], row, tokens[:, end:]], axis=1)
+        return tf.ensure_shape(decoded, tokens.shape), caches
 
-    def _fill(self, start, num_given, tokens, caches):
-        """Caches with room for the segment, and in it what is given of it."""
-        if tf.get_static_value(num_given) == 0:
-            return self._with_room(tokens, caches)
-        return tf.cond(
-            num_given > start,
-            lambda: self._given(start, tokens, caches),
-            lambda: self._with_room(tokens, caches),
-        )
+    def _process_given(self, start, tokens, caches):
+        """Caches with the segment's keys and values, computed in parallel from given tokens."""
+        h = tf.slice(self.model.embed(tokens), [0, start, 0], [-1, self._segment_length, -1])
+        positions = start + tf.range(self._segment_length)
+        visible = tf.range(start + self._segment_length) <= positions[:, None]
+        return self._run_blocks(h, caches, _append, visible, ops.matmul)[1]
 
-    def _given(self, start, tokens, caches):
-        """Caches with the segment's keys and values, as if all of it were given."""
-        h = tf.slice(self.model.embed(tokens), [0, start, 0], [-1, self.length, -1])
-        places = start + tf.range(self.length)
-        visible = tf.range(start + self.length) <= places[:, None]
-        return self._advance(h, caches, _join, visible)[1]
-
-    def _step(self, position, previous, caches):
-        """Logits float32[B,V] of the pixel at `position`, whose predecessor is `previous`."""
+    def _next_logits(self, position, previous, caches):
+        """Logits float32[B,V] at `position`, after the token `previous` int32[B]."""
         model = self.model
         h = tf.gather(model.token_embedding, previous)
         h = tf.where(position == 0, model.sos, h) + model.position_embedding[position]
         visible = tf.range(tf.shape(caches[0][0])[2]) <= position
         h = tf.cast(h[:, None], model.compute_dtype)
-        update = functools.partial(self.cache.update, position=position)
-        h, caches = self._advance(h, caches, update, visible, self.matmul)
+        write = functools.partial(self._cache_ops.write, position=position)
+        h, caches = self._run_blocks(h, caches, write, visible, self.matmul)
         return model.logits(h)[:, 0], caches
 
-    def _advance(self, h, caches, write, visible, matmul=ops.matmul):
-        """h float[B,n,D] through all blocks, its keys and values being written to the caches."""
-        written = []
-        for block, cache in zip(self.model.blocks, caches, strict=True):
-            query, *new = block.attention.project(block.attention_norm(h), matmul)
-            cache = [write(c, tf.cast(n, c.dtype)) for c, n in zip(cache, new, strict=True)]
-            heads = attend(query, *cache, visible)
-            h = h + tf.cast(block.attention.merge(heads, matmul), h.dtype)
-            h = h + tf.cast(block.mlp(block.mlp_norm(h), matmul=matmul), h.dtype)
-            written.append(tuple(cache))
-        return h, written
+    def _run_blocks(self, h, caches, write, visible, matmul):
+        """Runs new positions float[B,n,D] through all blocks; returns h and the new caches."""
+        mask = tf.where(visible, 0.0, MASKED_SCORE)
+        updated = []
+        for block, (key, value) in zip(self.model.blocks, caches, strict=True):
+            cache = KeyValueCache(key, value, write, mask)
+            h = block(h, cache=cache, matmul=matmul)
+            updated.append((cache.key, cache.value))
+        return h, updated
 
 
-def beginnings(tokens, num_given):
-    """Which images begin unlike the one before.
+def unique_prefixes(tokens, num_given):
+    """Groups neighboring images whose first tokens are equal.
 
     Args:
         tokens: int32[B,T].
-        num_given: int or int32[], how long a beginning is.
+        num_given: int or int32[], number of tokens that are compared.
 
     Returns:
-        (int64[N], the first image of every run of like beginnings; int32[B], each image's run).
+        (index of the first image of each group int64[G], group of each image int32[B]).
     """
     given = tf.range(tf.shape(tokens)[1]) < num_given
-    unlike = tf.reduce_any((tokens[1:] != tokens[:-1]) & given, axis=1)
-    unlike = tf.concat([tf.ones_like(tokens[:1, 0], tf.bool), unlike], axis=0)
-    return tf.where(unlike)[:, 0], tf.cumsum(tf.cast(unlike, tf.int32)) - 1
+    differs = tf.reduce_any((tokens[1:] != tokens[:-1]) & given, axis=1)
+    differs = tf.concat([tf.ones_like(tokens[:1, 0], tf.bool), differs], axis=0)
+    return tf.where(differs)[:, 0], tf.cumsum(tf.cast(differs, tf.int32)) - 1
 
 
-def _join(cache, new):
+def _append(cache, new):
     return tf.concat([cache, new], axis=2)
 
 
 def _any_length(cache):
     return tf.TensorShape([*cache.shape[:2], None, cache.shape[3]])
-
-
-def attend(query, keys, values, visible):
-    """Attention to a cache.
-
-    Args:
-        query: float[B,heads,n,head_dim].
-        keys: float[B,heads,S,head_dim].
-        values: float[B,heads,S,head_dim].
-        visible: bool[n,S] or bool[S].
-
-    Returns:
-        float[B,heads,n,head_dim]. The softmax runs in float32.
-    """
-    keys, values = (tf.cast(x, query.dtype) for x in (keys, values))
-    scores = tf.matmul(query * query.shape[-1] ** -0.5, keys, transpose_b=True)
-    # Adding costs a fifth of selecting with broadcast; -1e9 is finite in every dtype.
-    scores = tf.cast(scores, tf.float32) + tf.where(visible, 0.0, -1e9)
-    weights = tf.cast(tf.nn.softmax(scores), query.dtype)
-    return tf.matmul(weights, values)

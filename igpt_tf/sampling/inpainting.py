@@ -1,25 +1,26 @@
-"""Painting with a masked (BERT) model: all unknown pixels at once, in rounds."""
+"""In-painting with a masked (BERT) model: all unknown positions at once, in rounds."""
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from igpt_tf.model import ImageGPT
-from igpt_tf.sampling.choosing import Brush, draw_uniforms
+from igpt_tf.sampling.decoding import random_uniforms
 
 
-def refill(model: ImageGPT, tokens, known, seeds, num_rounds, brush: Brush):
-    """Fills unknown pixels, keeping in each round the predictions the model is surest of.
+def inpaint_in_rounds(model: ImageGPT, tokens, known, seeds, num_rounds, choose: Callable):
+    """Samples unknown tokens, keeping in each round the most confident predictions.
 
-    After round r of R, n cos(pi r / 2R) of an image's n unknown pixels are left open.
+    After round r of R, n cos(pi r / 2R) of an image's n unknown tokens remain unknown.
 
     Args:
         model: A masked `ImageGPT`.
         tokens: int32[B,T]; ignored where unknown.
-        known: bool[B,T], what is kept exactly.
+        known: bool[B,T]; these tokens are kept.
         seeds: int32[B].
         num_rounds: int or int32[], at least 1.
-        brush: How colours are chosen.
+        choose: Function (logits float32[N,V], uniforms float32[N]) -> tokens int32[N].
 
     Returns:
         int32[B,T].
@@ -28,30 +29,29 @@ def refill(model: ImageGPT, tokens, known, seeds, num_rounds, brush: Brush):
     """
     num_unknown = tf.reduce_sum(tf.cast(~known, tf.float32), axis=1)
 
-    def body(done, tokens, known):
-        uniforms = draw_uniforms(seeds, model.sequence_length, draw=done)
-        guesses, confidence = _guess(model, tokens, known, uniforms, brush)
-        done += 1
+    def body(num_done, tokens, known):
+        uniforms = random_uniforms(seeds, model.sequence_length, stream=num_done)
+        sampled, confidence = _sample_all(model, tokens, known, uniforms, choose)
+        num_done += 1
         num_open = tf.floor(
-            num_unknown * tf.cos(math.pi / 2 * tf.cast(done / num_rounds, "float32"))
+            num_unknown * tf.cos(math.pi / 2 * tf.cast(num_done / num_rounds, "float32"))
         )
-        kept = known | _surest(tf.where(known, math.inf, confidence), num_open)
-        kept |= done >= num_rounds
-        return done, tf.where(known, tokens, guesses), kept
+        kept = known | _most_confident(tf.where(known, math.inf, confidence), num_open)
+        kept |= num_done >= num_rounds
+        return num_done, tf.where(known, tokens, sampled), kept
 
-    return tf.while_loop(lambda done, *_: done < num_rounds, body, (0, tokens, known))[1]
+    return tf.while_loop(lambda num_done, *_: num_done < num_rounds, body, (0, tokens, known))[1]
 
 
-def _guess(model, tokens, known, uniforms, brush):
-    """Drawn tokens int32[B,T] and their log-probabilities float32[B,T]."""
-    logits = model(tf.where(known, tokens, 0), ~known)
+def _sample_all(model, tokens, known, uniforms, choose):
+    """Samples every position: tokens int32[B,T] and their log-probabilities float32[B,T]."""
+    logits = model(tf.where(known, tokens, 0), masked=~known)
     flat = tf.reshape(logits, [-1, model.vocabulary_size])
-    guesses = tf.reshape(brush.choose(flat, tf.reshape(uniforms, [-1])), tf.shape(tokens))
-    chances = tf.nn.log_softmax(logits)
-    return guesses, tf.gather(chances, guesses, axis=2, batch_dims=2)
+    sampled = tf.reshape(choose(flat, tf.reshape(uniforms, [-1])), tf.shape(tokens))
+    return sampled, tf.gather(tf.nn.log_softmax(logits), sampled, axis=2, batch_dims=2)
 
 
-def _surest(confidence, num_open):
+def _most_confident(confidence, num_open):
     """bool[B,T]: all but the `num_open` float32[B] least confident positions of each image."""
     ranks = tf.argsort(tf.argsort(confidence, axis=1), axis=1)
     return tf.cast(ranks, tf.float32) >= num_open[:, None]

@@ -17,7 +17,7 @@ def describe(model, palette, *, objective, data, class_names, step, nats_per_tok
     "learning_rate" and "from_scratch"; "objective" stays the generative one.
     """
     return {
-        "model": model.get_config(),
+        "model": model.architecture,
         "palette": palette.fingerprint,
         "objective": objective,
         "task": None,

@@ -5,8 +5,8 @@ No function is jit-compiled, keeps state, or draws random numbers other than fro
 
 import tensorflow as tf
 
-from igpt_tf.sampling import complete, inpaint, sample
 from igpt_tf.sampling.params import LIMITS
+from igpt_tf.sampling.sampler import complete, inpaint, sample
 from igpt_tf.savedmodel import pixels
 from igpt_tf.savedmodel.scoring import surprise
 

@@ -16,8 +16,8 @@ from igpt_tf.errors import InputError
 from igpt_tf.image_grid import grid, write_png
 from igpt_tf.objectives import Objective
 from igpt_tf.palette import Palette
-from igpt_tf.sampling import Sampler
 from igpt_tf.sampling.params import SamplingParams
+from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.training import strategies
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.rewinds import NonFiniteLoss

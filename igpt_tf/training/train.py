@@ -19,7 +19,7 @@ from igpt_tf.data.input_pipeline import InputPipeline, subset
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT, abstract_model, count_parameters
 from igpt_tf.palette import Palette
-from igpt_tf.sampling import Sampler
+from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel.write import write_pretrained
 from igpt_tf.training import loop, profiling, running, strategies
 from igpt_tf.training.actions import Draw, Evaluate, Intervals
@@ -218,7 +218,7 @@ def _finish(
         note_test(folder.file("metrics.jsonl"), step, nats_per_token=nats["test"])
     palette = trainer.palette
     write_pretrained(
-        running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.get_config())),
+        running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.architecture)),
         palette,
         folder.file("export", str(step)),
         objective=trainer.objective.get_config(),

@@ -9,8 +9,8 @@ import pytest
 from igpt_tf.convert.huggingface_export import write_huggingface
 from igpt_tf.convert.huggingface_import import HuggingFaceFolder
 from igpt_tf.convert.publish import publish
-from igpt_tf.sampling import Sampler
 from igpt_tf.sampling.params import SamplingParams
+from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel.load import SavedModel
 from tests.convert.random_models import assert_same_weights, random_model, random_palette
 

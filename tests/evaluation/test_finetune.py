@@ -19,8 +19,8 @@ from igpt_tf.evaluation.tuning import Tuning, search
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint
 from igpt_tf.palette import Palette
-from igpt_tf.sampling import Sampler
 from igpt_tf.sampling.params import SamplingParams
+from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_pretrained
 from igpt_tf.training.classification import Scorer, Scores

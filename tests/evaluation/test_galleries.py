@@ -11,7 +11,7 @@ from igpt_tf import image_grid, runtime
 from igpt_tf.data import digits
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import galleries
-from igpt_tf.sampling.cache import peak_bytes
+from igpt_tf.sampling.decoding import peak_bytes
 from igpt_tf.sampling.params import PLAIN_SAMPLING, SamplingParams
 from igpt_tf.savedmodel.load import SavedModel
 from tests.evaluation.tiny import write_tiny

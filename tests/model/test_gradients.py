@@ -21,16 +21,16 @@ def gelu(x):
 
 
 FORMULAS = {
-    "rms_normalise": norm,
-    "normalised_matmul": lambda x, gain, kernel: norm(x, gain) @ kernel,
-    "normalised_mlp": lambda x, gain, into, out: gelu(norm(x, gain) @ into) @ out,
+    "rms_norm": norm,
+    "rms_norm_matmul": lambda x, gain, kernel: norm(x, gain) @ kernel,
+    "rms_norm_mlp": lambda x, gain, into, out: gelu(norm(x, gain) @ into) @ out,
 }
 SHAPES = [(2, 5, 16), (16,), (16, 24), (24, 16)]
 
 
 def random_inputs(rng, name, dtype="float32"):
     """The arguments of the function `name`."""
-    number = {"rms_normalise": 2, "normalised_matmul": 3, "normalised_mlp": 4}[name]
+    number = {"rms_norm": 2, "rms_norm_matmul": 3, "rms_norm_mlp": 4}[name]
     return [tf.constant(rng.normal(size=shape), dtype) for shape in SHAPES[:number]]
 
 

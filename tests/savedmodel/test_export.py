@@ -17,8 +17,8 @@ from igpt_tf.data.images import fit
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
-from igpt_tf.sampling import Sampler
 from igpt_tf.sampling.params import SamplingParams
+from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel import load, pixels
 from igpt_tf.savedmodel.load import load_model
 from igpt_tf.savedmodel.write import write_pretrained
@@ -297,7 +297,7 @@ def test_each_weight_is_stored_once(exported):
 def test_metadata_and_palette_tell_where_the_model_comes_from(causal):
     with open(os.path.join(causal.path, "assets", "metadata.json")) as file:
         metadata = json.load(file)
-    assert ImageGPT(**metadata["model"]).get_config() == causal.model.get_config()
+    assert ImageGPT(**metadata["model"]).architecture == causal.model.architecture
     assert metadata["palette"] == causal.palette.fingerprint == causal.saved.palette.fingerprint
     assert metadata["objective"] == {"name": "autoregressive"}
     assert metadata["data"]["name"] == "digits"
