@@ -1,5 +1,1 @@
-"""A run's folder as one self-contained HTML page."""
-
-from igpt_tf.report.page import write_page
-
-__all__ = ["write_page"]
+"""A run's folder as one HTML page that opens without a network."""

@@ -1,163 +1,176 @@
-"""Line charts as inline SVG, whose colours follow the page's light or dark dress."""
+"""Line charts as SVG by matplotlib, in colors that the page's style sheet sets."""
 
-import math
+import io
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from igpt_tf.report.markup import Markup, join, tag
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-_WIDTH, _HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 30, 12, 48
-_MOST_MARKED = 40  # points that still get a dot each
+# Drawn in the colors of the light theme; in the SVG each becomes a CSS variable of style.css.
+_INK, _SOFT, _RULE, _CARD = "#22262b", "#626a73", "#e3e1dc", "#ffffff"
+_SERIES = ("#1f5fa8", "#b5651d", "#4f7a28", "#8e4585", "#7a7a7b", "#1c8a86")
+_VARIABLES = {_INK: "ink", _SOFT: "soft", _RULE: "rule", _CARD: "card"}
+_VARIABLES |= {color: f"c{index}" for index, color in enumerate(_SERIES)}
+_STYLE = {
+    "svg.fonttype": "none",  # text remains text: it can be selected and follows the page's font
+    "text.parse_math": False,  # a "$" in a file name is no formula
+    "font.size": 12,
+    "font.sans-serif": ["DejaVu Sans"],
+    "text.color": _INK,
+    "axes.labelcolor": _SOFT,
+    "axes.edgecolor": _RULE,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "grid.color": _RULE,
+}
+_WIDE, _NARROW = (12.0, 4.2), (4.7, 4.4)  # inches of 72 px; style.css shows one of the two
+_MAX_MARKED = 40  # points of a curve that each have a marker
+_LINE_HEIGHT = 17  # px
 
 
 @dataclass(frozen=True)
-class Series:
-    """A curve.
+class Curve:
+    """A curve of a chart.
 
     Attributes:
-        title: For the legend.
-        points: (x, y) pairs.
-        spread: Half the height of an error bar at each point; none without.
+        name: Text of the legend.
+        points: (x, y) pairs, in the order of x.
+        deviations: Half the height of the error bar at each point; empty for none.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    deviations: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Curves over one axis, and horizontal lines to compare them with.
+
+    Attributes:
+        title: Title of the figure.
+        curves: At least one; none is empty.
+        x_label, y_label: What the axes show, with units.
+        levels: (name, y) of the horizontal lines, which are labelled at their right end.
+        x_ticks: (x, text) of the ticks; None to choose them.
+        from_zero: Whether the y axis starts at 0.
     """
 
     title: str
-    points: Sequence[tuple[float, float]]
-    spread: Sequence[float] = ()
+    curves: Sequence[Curve]
+    x_label: str
+    y_label: str
+    levels: Sequence[tuple[str, float]] = ()
+    x_ticks: Sequence[tuple[float, str]] | None = None
+    from_zero: bool = False
 
-
-@dataclass(frozen=True)
-class _Frame:
-    """Where numbers lie on the paper."""
-
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[float]
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_range
-        return round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * _inner_height(), 1)
-
-
-def line_chart(
-    title: str,
-    curves: Sequence[Series],
-    *,
-    x_label: str,
-    y_label: str,
-    levels: Sequence[tuple[str, float]] = (),
-    x_ticks: Sequence[tuple[float, str]] | None = None,
-    from_zero: bool = False,
-) -> Markup:
-    """Curves, and horizontal lines ("levels") to compare them with.
-
-    Args:
-        title: Of the figure.
-        curves: At least one, none empty.
-        x_label, y_label: What the axes show, with units.
-        levels: (title, y) of the horizontal lines.
-        x_ticks: (x, text) of the marks below, chosen if None.
-        from_zero: Whether the vertical axis starts at 0, as amounts should.
-    """
-    frame = _frame(curves, levels, x_ticks, from_zero)
-    drawn = [
-        *(_level(frame, y, len(curves) + i) for i, (_, y) in enumerate(levels)),
-        *(_curve(frame, curve, i) for i, curve in enumerate(curves)),
-    ]
-    titles = [curve.title for curve in curves] + [f"{name}: {y:.4g}" for name, y in levels]
-    picture = tag(
-        "svg",
-        _axes(frame, x_label, y_label),
-        drawn,
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-        role="img",
-        aria_label=f"{title}: {'; '.join(titles)}",
-    )
-    legend = tag("ul", (_entry(name, i) for i, name in enumerate(titles)), class_="legend")
-    return tag("figure", tag("figcaption", title), picture, legend, class_="chart")
-
-
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from below `low` to above `high`."""
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    rough = (high - low) / about
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def _frame(curves, levels, x_ticks, from_zero) -> _Frame:
-    xs = [x for curve in curves for x, _ in curve.points]
-    ys = [y for _, y in levels] + ([0.0] if from_zero else [])
-    for curve in curves:
-        bars = curve.spread or [0] * len(curve.points)
-        ys += [y + d for (_, y), bar in zip(curve.points, bars, strict=True) for d in (-bar, bar)]
-    y_ticks = nice_ticks(min(ys), max(ys))
-    if x_ticks is None:
-        x_ticks = [(x, f"{x:,.10g}") for x in nice_ticks(min(min(xs), 0), max(xs), 6)]
-        x_range = (x_ticks[0][0], x_ticks[-1][0])
-    else:
-        pad = (max(xs) - min(xs)) * 0.04 or 1
-        x_range = (min(xs) - pad, max(xs) + pad)
-    return _Frame(list(x_ticks), y_ticks, x_range, (y_ticks[0], y_ticks[-1]))
-
-
-def _axes(frame: _Frame, x_label: str, y_label: str) -> Markup:
-    right, below = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    rows = [
-        join(
-            [
-                tag("line", x1=_LEFT, x2=right, y1=frame.y(y), y2=frame.y(y), class_="grid"),
-                tag("text", f"{y:,.10g}", x=_LEFT - 8, y=frame.y(y) + 4, text_anchor="end"),
-            ]
-        )
-        for y in frame.y_ticks
-    ]
-    columns = [
-        tag("text", text, x=frame.x(x), y=below + 18, text_anchor="middle")
-        for x, text in frame.x_ticks
-    ]
-    middle = _TOP + _inner_height() / 2
-    labels = [
-        tag("text", x_label, x=(_LEFT + right) / 2, y=_HEIGHT - 6, text_anchor="middle"),
-        tag("text", y_label, transform=f"translate(15 {middle}) rotate(-90)", text_anchor="middle"),
-    ]
-    return join([*rows, *columns, *labels])
-
-
-def _curve(frame: _Frame, curve: Series, place: int) -> Markup:
-    places = [(frame.x(x), frame.y(y)) for x, y in curve.points]
-    line = tag("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_="curve")
-    bars = [
-        tag("line", x1=x, x2=x, y1=frame.y(y - bar), y2=frame.y(y + bar), class_="bar")
-        for (x, _), (_, y), bar in zip(places, curve.points, curve.spread, strict=False)
-    ]
-    dots = []
-    if len(places) <= _MOST_MARKED:
-        dots = [
-            tag("circle", tag("title", f"{curve.title}: {value:.4g}"), cx=x, cy=y, r=3.2)
-            for (x, y), (_, value) in zip(places, curve.points, strict=True)
+    @property
+    def description(self) -> str:
+        """Text for readers who do not see the chart."""
+        curves = [
+            f"{curve.name} from {curve.points[0][1]:.4g} at {curve.points[0][0]:g} "
+            f"to {curve.points[-1][1]:.4g} at {curve.points[-1][0]:g}"
+            for curve in self.curves
         ]
-    return tag("g", line, bars, dots, class_=f"series-{place % 6}")
+        levels = [f"{name} at {y:.4g}" for name, y in self.levels]
+        return f"Line chart of {self.y_label} over {self.x_label}: {'; '.join(curves + levels)}."
+
+    def svg(self, narrow: bool = False) -> Markup:
+        """The chart as an `<svg>` element, for a wide page or for a phone."""
+        with matplotlib.rc_context(_STYLE):
+            figure = Figure(figsize=_NARROW if narrow else _WIDE, layout="constrained", dpi=72)
+            axes = figure.add_subplot()
+            axes.set_facecolor("none")
+            for color, curve in zip(_SERIES * len(self.curves), self.curves, strict=False):
+                _draw_curve(axes, curve, color, dashed=curve is not self.curves[0])
+            self._draw_axes(axes, narrow)
+            self._draw_levels(axes, narrow)
+            text = io.StringIO()
+            no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+        return _for_page(text.getvalue())
+
+    def _draw_axes(self, axes, narrow: bool) -> None:
+        axes.set_xlabel(self.x_label)
+        axes.set_ylabel(self.y_label)
+        axes.grid(axis="y")
+        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.yaxis.set_major_formatter("{x:,.6g}")
+        if self.x_ticks is None:
+            axes.xaxis.set_major_formatter("{x:,.10g}")
+            axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8, integer=True))
+            axes.set_xlim(left=0)
+        else:
+            step = -(-len(self.x_ticks) // 12) if narrow else -(-len(self.x_ticks) // 40)
+            axes.set_xticks(*zip(*self.x_ticks[::step], strict=True))
+        if self.from_zero:
+            axes.set_ylim(bottom=0)
+        if len(self.curves) > 1 or not self.levels:
+            columns = 1 if narrow else 3
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
+
+    def _draw_levels(self, axes, narrow: bool) -> None:
+        if not self.levels:
+            return
+        values = [y for _, y in self.levels]
+        low, high = axes.get_ylim()
+        margin = 0.05 * (high - low)
+        low, high = min(low, min(values) - margin), max(high, max(values) + margin)
+        axes.set_ylim(low, high)
+        height = axes.figure.get_figheight() * 72 * 0.7
+        lines = 3 if narrow else 1
+        places = _spread([(y - low) / (high - low) for y in values], lines * _LINE_HEIGHT / height)
+        for index, ((name, y), place) in enumerate(zip(self.levels, places, strict=True)):
+            color = _SERIES[(len(self.curves) + index) % len(_SERIES)]
+            axes.axhline(y, linestyle=":", color=color, linewidth=1.8)
+            text = textwrap.fill(f"{name} {y:.4g}", 10 if narrow else 100)
+            axes.text(1.01, place, text, color=color, va="center", transform=axes.transAxes)
 
 
-def _level(frame: _Frame, value: float, place: int) -> Markup:
-    height = frame.y(value)
-    line = tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=height, y2=height, class_="level")
-    return tag("g", line, class_=f"series-{place % 6}")
+def line_chart(title: str, curves: Sequence[Curve], x_label, y_label, **options) -> list[dict]:
+    """A block of the page with a `LineChart`; none if no curve has points."""
+    curves = [curve for curve in curves if curve.points]
+    chart = LineChart(title, curves, x_label, y_label, **options)
+    return [{"kind": "chart", "chart": chart}] if curves else []
 
 
-def _entry(title: str, place: int) -> Markup:
-    return tag("li", tag("span", class_="swatch"), title, class_=f"series-{place % 6}")
+def _draw_curve(axes, curve: Curve, color: str, dashed: bool) -> None:
+    axes.errorbar(
+        *zip(*curve.points, strict=True),
+        yerr=list(curve.deviations) or None,
+        color=color,
+        linewidth=2,
+        linestyle="--" if dashed else "-",
+        marker="o" if len(curve.points) <= _MAX_MARKED else None,
+        markersize=5,
+        capsize=4,
+        label=curve.name,
+    )
 
 
-def _inner_height() -> int:
-    return _HEIGHT - _TOP - _BOTTOM
+def _spread(places: list[float], gap: float) -> list[float]:
+    """Moves places on [0, 1] apart until neighbors differ by `gap`; their order is kept."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    spread = list(places)
+    for lower, upper in zip(order, order[1:], strict=False):
+        spread[upper] = max(spread[upper], spread[lower] + gap)
+    limit = 1.0
+    for place in reversed(order):
+        spread[place] = min(spread[place], limit)
+        limit = spread[place] - gap
+    return spread
+
+
+def _for_page(text: str) -> Markup:
+    """An SVG file as an element of an HTML page."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r'<g id="\w+">', "<g>", text)  # the same names in every chart
+    for color, name in _VARIABLES.items():
+        text = text.replace(color, f"var(--{name})")
+    return Markup(text)

@@ -1,34 +1,45 @@
-"""The page: a headline, the figures that matter, the sections."""
+"""The page of a run: its sections as blocks, which the template `report.html` lays out.
+
+A block is a dictionary: "kind" names the template's macro, the other items are its contents.
+"""
 
 import datetime
 import os
+import re
+import shlex
+import statistics
 from collections.abc import Sequence
 
+import jinja2
+
 from igpt_tf.errors import InputError
-from igpt_tf.report import sections, worth
-from igpt_tf.report.card import card
-from igpt_tf.report.markup import Markup, join, tag
-from igpt_tf.report.run import Run, read_run
+from igpt_tf.files import write_text
+from igpt_tf.formatting import percent
+from igpt_tf.report import tool_results
+from igpt_tf.report.charts import Curve, line_chart
+from igpt_tf.report.run_folder import RunFolder
+from igpt_tf.report.tool_results import baseline_name, part_name
 
 FILE = "report.html"
-_STYLE = os.path.join(os.path.dirname(__file__), "style.css")
-# Nothing is loaded from anywhere; the browser is told so.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_SECTIONS = {
-    "What was run": sections.set_up,
-    "Curves": sections.curves,
-    "Pictures over time": sections.grids,
-    "Samples and completions": sections.painted,
-    "Linear probe": worth.linear_probes,
-    "Low data": worth.low_data,
-    "Fine-tuning": worth.finetunings,
-    "Evaluation": worth.evaluations,
-    "Throughput": sections.throughput,
-    "Model card": card,
+_MAX_GRIDS = 6
+_SETTINGS = {  # bindings of the configuration -> names on the page
+    "train.objective": "objective",
+    "build_model.num_layers": "layers",
+    "build_model.hidden_dim": "width",
+    "build_model.num_heads": "heads",
+    "build_model.vocabulary_size": "vocabulary size",
+    "train.num_steps": "steps",
+    "train.batch_size": "batch size",
+    "build_optimizer.learning_rate": "learning rate",
+    "train.seed": "seed",
+    "finetune.saved_model": "fine-tuned from",
+    "finetune.num_steps": "steps of fine-tuning",
+    "finetune.batch_size": "batch size of fine-tuning",
+    "finetune.learning_rates": "learning rates of fine-tuning",
 }
 
 
-def write_page(workdir: str, include: Sequence[str] = ()) -> str:
+def write_report(workdir: str, include: Sequence[str] = ()) -> str:
     """Writes `report.html` into a run's folder.
 
     Args:
@@ -39,14 +50,12 @@ def write_page(workdir: str, include: Sequence[str] = ()) -> str:
         The page's path.
 
     Raises:
-        InputError: A folder does not exist, is no run's, or cannot be written to.
+        InputError: A folder does not exist, is not a run's or cannot be written.
     """
     path = os.path.join(workdir, FILE)
-    text = page(read_run(workdir, include))
+    html = render(RunFolder(workdir, include))
     try:
-        with open(path + ".part", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(path + ".part", path)
+        write_text(path, html)
     except OSError as error:
         raise InputError(
             f"the report cannot be written ({error.strerror}). Received: {path}"
@@ -54,66 +63,217 @@ def write_page(workdir: str, include: Sequence[str] = ()) -> str:
     return path
 
 
-def page(run: Run) -> str:
-    """The whole HTML of a run."""
-    bodies = [
-        tag("section", tag("h2", title), show(run), id=_anchor(title))
-        for title, show in _SECTIONS.items()
-    ]
-    links = tag("nav", (tag("a", title, href=f"#{_anchor(title)}") for title in _SECTIONS))
-    made = datetime.datetime.now().isoformat(sep=" ", timespec="minutes")
-    footer = tag("footer", f"Made {made} by tools.report from {run.path}")
-    body = tag("body", tag("main", _headline(run), links, bodies, footer))
-    return "<!doctype html>\n" + tag("html", _head(run.name), body, lang="en")
-
-
-def _head(name: str) -> Markup:
-    with open(_STYLE, encoding="utf-8") as file:
-        style = Markup(file.read())
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{name} - igpt_tf"),
-        tag("style", style),
+def render(run: RunFolder) -> str:
+    """The HTML of a run."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("igpt_tf.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-
-
-def _headline(run: Run) -> Markup:
-    steps = run.binding("train.num_steps") or run.binding("finetune.num_steps")
-    of_all = f" of {int(steps):,}" if steps and steps.isdigit() else ""
-    state = "finished" if run.result else f"unfinished: step {run.last_step:,}{of_all}"
-    badge = tag("span", state, class_="badge" if run.result else "badge unfinished")
-    return tag("header", tag("h1", run.name, " ", badge), tag("dl", _figures(run), class_="tiles"))
-
-
-def _figures(run: Run) -> Markup:
-    """The few numbers that one asks for first."""
-    heldout, probe = run.curve("valid", "nats_per_token"), worth.best_probe(run)
-    best = min(heldout, key=lambda point: point[1]) if heldout else None
-    test = ((run.result or {}).get("nats_per_token") or {}).get("test")
-    speed, parameters = sections.median_speed(run), (run.result or {}).get("parameters")
-    accuracy = (run.result or {}).get("accuracy") or {}
-    figures = [
-        ("held-out nats/token", f"{best[1]:.3f}" if best else None),
-        ("at step", f"{best[0]:,}" if best else None),
-        ("test nats/token", f"{test:.3f}" if test is not None else None),
-        *(
-            (f"{'held-out' if part == 'valid' else part} accuracy", f"{100 * share:.1f} %")
-            for part, share in accuracy.items()
-        ),
-        ("weights", f"{parameters:,}" if parameters else None),
-        ("images/s", f"{speed:,.0f}" if speed else None),
-        (f"linear probe, layer {probe[1]}", f"{100 * probe[0]:.1f} %") if probe else ("", None),
-    ]
-    return join(
-        tag("div", tag("dt", name), tag("dd", value))
-        for name, value in figures
-        if value is not None
+    sections = {
+        "What was run": _what_was_run(run),
+        "Curves": _curves(run),
+        "Sample images during training": _sample_grids(run),
+        "Samples and completions": tool_results.samples(run),
+        "Linear probe": tool_results.linear_probes(run),
+        "Few labels": tool_results.low_data(run),
+        "Fine-tuning": tool_results.finetunings(run),
+        "Evaluation": tool_results.evaluations(run),
+        "Throughput": _throughput(run),
+        "Model card": _model_card(run),
+    }
+    tiles = _tiles(run)
+    if run.unreadable:  # complete once every section has read its files
+        unreadable = {"kind": "points", "lines": run.unreadable}
+        sections = {"Files that cannot be read": [unreadable], **sections}
+    missing = [title for title in tool_results.TOOLS if not sections[title]]
+    html = environment.get_template("report.html").render(
+        run=run,
+        state=_state(run),
+        tiles=tiles,
+        sections={title: blocks for title, blocks in sections.items() if blocks},
+        commands={title: _command(run, tool_results.TOOLS[title]) for title in missing},
+        now=datetime.datetime.now().isoformat(sep=" ", timespec="minutes"),
     )
+    return html.encode("utf-8", "replace").decode()  # names of files need not be Unicode
 
 
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
+def _state(run: RunFolder) -> str:
+    if run.result:
+        return "finished"
+    steps = run.bindings.get("train.num_steps") or run.bindings.get("finetune.num_steps")
+    return f"unfinished: step {run.last_step:,}" + (f" of {steps}" if steps else "")
+
+
+def _tiles(run: RunFolder) -> list[tuple[str, str]]:
+    """The numbers at the top of the page."""
+    tiles, heldout = [], run.series("valid", "nats_per_token")
+    loss = _loss_name(run)
+    if heldout:
+        step, nats = min(heldout, key=lambda point: point[1])
+        tiles += [(f"held-out {loss}", f"{nats:.3f}"), ("at step", f"{step:,}")]
+    if run.result:
+        if "test" in run.result.nats_per_token:
+            tiles.append((f"test {loss}", f"{run.result.nats_per_token['test']:.3f}"))
+        for part, accuracy in run.result.accuracy.items():
+            tiles.append((f"{part_name(part)} accuracy", percent(accuracy)))
+        if run.result.parameters is not None:
+            tiles.append(("weights", f"{run.result.parameters:,}"))
+    speeds = [value for _, value in run.series("train", "images_per_second")]
+    if speeds:
+        tiles.append(("images/s", f"{statistics.median(speeds):,.0f}"))
+    return tiles + tool_results.best_probe(run)
+
+
+def _what_was_run(run: RunFolder) -> list[dict]:
+    start = run.starts[-1] if run.starts else None
+    hardware = start.hardware if start else None
+    source = run.bindings.get("train.source", "").strip("@()")
+    size = run.metadata.model.image_size if run.metadata else ()
+    images = run.result.num_images if run.result else {}
+    rows = [
+        ("first start", start and run.starts[0].started),
+        ("starts", len(run.starts) if len(run.starts) > 1 else None),
+        ("data", source),
+        ("folder", run.bindings.get(f"{source}.directory", "").strip("'")),
+        ("image size", "x".join(map(str, size)) or run.bindings.get(f"{source}.image_size")),
+        ("images", ", ".join(f"{count:,} {part_name(part)}" for part, count in images.items())),
+    ]
+    rows += [(name, run.bindings.get(key, "").strip("@()'")) for key, name in _SETTINGS.items()]
+    if start:
+        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in start.versions.items())))
+    if hardware:
+        rows += [
+            ("processor", hardware.cpu),
+            ("cores", hardware.cores),
+            ("memory", hardware.memory_gb and f"{hardware.memory_gb:g} GB"),
+            ("accelerators", ", ".join(hardware.accelerators) or "none"),
+        ]
+    blocks = [{"kind": "pairs", "rows": rows}]
+    if start:
+        lines = re.sub(" (?='?--)", " \\\\\n  ", start.command)  # one line per flag
+        blocks.append({"kind": "pre", "summary": "Command", "text": lines, "open": True})
+    else:
+        text = "Command and hardware are not recorded: there is no environment.jsonl."
+        blocks.append({"kind": "text", "text": text})
+    if run.config:
+        summary = "Configuration (operative_config.gin)"
+        blocks.append({"kind": "pre", "summary": summary, "text": run.config, "open": False})
+    else:
+        text = "The configuration is not recorded: there is no operative_config.gin."
+        blocks.append({"kind": "text", "text": text})
+    return blocks
+
+
+def _curves(run: RunFolder) -> list[dict]:
+    baselines = run.result.baselines if run.result else {}
+    levels = [(baseline_name(name), value) for name, value in baselines.items()]
+    accuracy = "accuracy (%)"
+    blocks = []
+    for measure, title, y_label, scale in (
+        ("nats_per_token", "Loss", _loss_name(run), 1),
+        ("loss", "Joint loss of fine-tuning", "loss", 1),
+        ("accuracy", "Accuracy during fine-tuning", accuracy, 100),
+        ("probe_accuracy", "Online probe of the best layer", accuracy, 100),
+    ):
+        curves = [
+            Curve(name, [(step, scale * value) for step, value in run.series(split, measure)])
+            for split, name in (("train", "training"), ("valid", "held-out"))
+        ]
+        shown = levels if measure == "nats_per_token" else ()
+        blocks += line_chart(title, curves, "step", y_label, levels=shown)
+    if not blocks:
+        return [{"kind": "text", "text": "No losses were logged yet."}]
+    if not run.result:
+        blocks.append({"kind": "text", "text": "The end of the run measures the baselines."})
+    if run.series("valid", "probe_accuracy"):
+        text = "The online probe is approximate: ridge regression on a subset of the images."
+        blocks.append({"kind": "text", "text": text})
+    return blocks
+
+
+def _sample_grids(run: RunFolder) -> list[dict]:
+    grids = run.sample_grids(_MAX_GRIDS)
+    if not grids:
+        return []
+    contents = (
+        "held-out images above the model's completions of their upper halves, then samples if the "
+        "objective generates any"
+    )
+    images = [
+        (image, f"step {step:,}", f"Grid of images at step {step:,}: {contents}")
+        for step, image in grids
+    ]
+    text = f"Each grid shows {contents}. All steps use the same random numbers."
+    return [{"kind": "text", "text": text}, {"kind": "pictures", "images": images}]
+
+
+def _throughput(run: RunFolder) -> list[dict]:
+    speeds = run.series("train", "images_per_second")
+    tokens, waits, memory = (
+        [value for _, value in run.series("train", name)]
+        for name in ("tokens_per_second", "data_wait", "peak_memory_gb")
+    )
+    rows = [
+        ("images/s, median", speeds and f"{statistics.median(y for _, y in speeds):,.0f}"),
+        ("tokens/s, median", tokens and f"{statistics.median(tokens):,.0f}"),
+        ("time waiting for data", waits and percent(statistics.median(waits))),
+        ("peak memory", memory and f"{max(memory):.2f} GB"),
+    ]
+    title = "Training speed, without evaluations and sample images"
+    chart = line_chart(title, [Curve("training", speeds)], "step", "images/s", from_zero=True)
+    return [{"kind": "pairs", "rows": rows}, *chart] if chart else []
+
+
+def _model_card(run: RunFolder) -> list[dict]:
+    metadata = run.metadata
+    if metadata is None:
+        return []
+    model, size = metadata.model, "x".join(map(str, metadata.model.image_size))
+    use = "features for classifiers, generated images, scores of images"
+    if metadata.task:
+        use = "classification of images like those of its fine-tuning"
+    architecture = f"{model.num_layers} layers of width {model.hidden_dim}, {model.num_heads} heads"
+    units = (
+        "Losses are nats per palette token, not bits per RGB dimension: the palette is lossy. "
+        "Durations are optimizer steps; batch sizes are global."
+    )
+    rows = [
+        ("model", f"Image GPT (Chen et al., 2020), {architecture}"),
+        ("exported step", f"{metadata.step:,}"),
+        ("objective of training", metadata.objective.name),
+        ("input", f"{size} pixels in {model.vocabulary_size} colors"),
+        ("trained on", str(metadata.data or "not recorded")),
+        ("classes in the data", ", ".join(metadata.class_names or ())),
+        ("intended use", f"{use}; research and teaching"),
+        ("palette", metadata.palette),
+        ("units", units),
+        ("license", "to be filled in: licenses of the weights and of the training images"),
+        ("contact", "to be filled in"),
+    ]
+    limits = [
+        f"The model sees {size} pixels in a fixed palette; finer detail and other colors are lost.",
+        "It models images like those that it was trained on, with their gaps and biases. Generated "
+        "images may resemble single training images.",
+        "The numbers on this page hold for the data named beside them. The model is not made for "
+        "decisions about people.",
+    ]
+    if metadata.score == "pseudo-likelihood":
+        limits.append("Its scores are pseudo-likelihoods, which compare only with each other.")
+    if metadata.task:
+        limits.append("It assigns one of its classes to every image, also to images of none.")
+    return [{"kind": "pairs", "rows": rows}, {"kind": "points", "lines": limits}]
+
+
+def _loss_name(run: RunFolder) -> str:
+    """The loss of a masked model covers masked tokens only: another quantity than its score."""
+    is_masked = "masked" in run.bindings.get("train.objective", "")
+    return "nats/masked token" if is_masked else "nats/token"
+
+
+def _command(run: RunFolder, tool: str) -> str:
+    model, workdir = os.path.join(run.path, "export"), os.path.join(run.path, tool)
+    arguments = [f"--saved_model={model}", f"--workdir={workdir}"]
+    return shlex.join(["python", "-m", f"tools.{tool}", *arguments])

@@ -1,0 +1,218 @@
+"""Sections about what the tools measured on the exported model."""
+
+from igpt_tf.formatting import percent
+from igpt_tf.report.charts import Curve, line_chart
+from igpt_tf.report.run_folder import Evaluation, Found, LinearProbe, LowData, Result, RunFolder
+
+TOOLS = {  # section -> the tool that measures what it shows
+    "Samples and completions": "sample",
+    "Linear probe": "linear_probe",
+    "Few labels": "low_data",
+    "Fine-tuning": "finetune",
+    "Evaluation": "evaluate",
+}
+_BASELINES = {  # names in the files of results -> names on the page
+    "random_network": "untrained network",
+    "per_position": "unigram per pixel",
+}
+_MIN_IMAGES = 100  # below it an accuracy is a rough estimate
+
+
+def samples(run: RunFolder) -> list[dict]:
+    """Images that tools.sample generated."""
+    images = [
+        (found.content, f"{kind} ({found.folder})", f"Grid of {kind} of the exported model: {text}")
+        for kind, text in (
+            ("samples", "images generated from nothing"),
+            ("completions", "images of which the model generated the lower half"),
+        )
+        for found in run.images(f"{kind}.png")
+    ]
+    return [{"kind": "pictures", "images": images}] if images else []
+
+
+def linear_probes(run: RunFolder) -> list[dict]:
+    """Accuracy of linear classifiers by layer."""
+    found = run.results("linear_probe.json", LinearProbe)
+    return [block for one in found for block in _linear_probe(one)]
+
+
+def best_probe(run: RunFolder) -> list[tuple[str, str]]:
+    """(name, accuracy) of the first linear probe of a model of this run, if there is one."""
+    probes = [
+        one.content for one in run.results("linear_probe.json", LinearProbe) if run.is_own(one)
+    ]
+    return [
+        (
+            f"linear probe, layer {probe.best_layer.layer}",
+            percent(getattr(probe.best_layer, f"{probe.measured_on}_accuracy")),
+        )
+        for probe in probes[:1]
+    ]
+
+
+def low_data(run: RunFolder) -> list[dict]:
+    """Accuracy by number of labels."""
+    found = run.results("low_data.json", LowData)
+    return [block for one in found for block in _low_data(one)]
+
+
+def finetunings(run: RunFolder) -> list[dict]:
+    """Accuracy after fine-tuning, one row per run."""
+    found = [one for one in run.results("result.json", Result) if one.content.accuracy]
+    if run.result and run.result.accuracy:
+        found.insert(0, Found("this run", run.result))
+    if not found:
+        return []
+    header = ["run", "weights at the start", "L_GEN : L_CLF", "learning rate", "step"]
+    header += ["held-out accuracy", "test accuracy"]
+    images = [
+        (one.content, f"confusion matrix ({one.folder})", "Confusion matrix of the classifier")
+        for one in run.images("confusion.png", own=True)
+    ]
+    blocks = [{"kind": "table", "header": header, "rows": [_finetuning(one) for one in found]}]
+    return blocks + ([{"kind": "pictures", "images": images}] if images else [])
+
+
+def evaluations(run: RunFolder) -> list[dict]:
+    """Losses on data sets, one row per file."""
+    found = run.results("evaluate.json", Evaluation)
+    header = ["folder", "data", "part", "images", "score", "nats/token"]
+    rows = [_evaluation(one) for one in found]
+    return [{"kind": "table", "header": header, "rows": rows}] if rows else []
+
+
+def baseline_name(name: str) -> str:
+    """A baseline's name on the page."""
+    return _BASELINES.get(name, name.replace("_", " "))
+
+
+def part_name(part: str) -> str:
+    """A split's name on the page."""
+    return {"train": "training", "valid": "held-out"}.get(part, part)
+
+
+def _linear_probe(found: Found) -> list[dict]:
+    probe = found.content
+    measure = f"{probe.measured_on}_accuracy"
+    best, curves, levels = probe.best_layer.layer, [], []
+    curves.append(Curve("pretrained network", _points(probe.layers, measure)))
+    rows = [(f"layer {row.layer}" + " (best)" * (row.layer == best), row) for row in probe.layers]
+    if probe.concatenated:
+        layers = probe.concatenated.layers
+        rows.append((f"layers {layers[0]} to {layers[-1]} concatenated", probe.concatenated))
+    for name, baseline in probe.baselines.items():
+        title, points = baseline_name(name), _points(baseline.layers, measure)
+        if len(points) > 1:
+            curves.append(Curve(title, points))
+            title += f", layer {baseline.layer}"
+        else:
+            levels += [(title, accuracy) for _, accuracy in points]
+        rows.append((title, baseline))
+    chart = line_chart(
+        "Accuracy by layer (0: embeddings, last: final norm)",
+        curves,
+        "layer",
+        f"{part_name(probe.measured_on)} accuracy (%)",
+        levels=levels,
+        x_ticks=[(row.layer, str(row.layer)) for row in probe.layers],
+    )
+    parts = ["valid", "test"] if probe.measured_on == "test" else ["valid"]
+    header = ["features", *(f"{part_name(part)} accuracy" for part in parts)]
+    cells = [
+        [
+            title,
+            *(percent(getattr(row, f"{part}_accuracy")) for part in parts),
+            _number(getattr(row, probe.solver)),
+        ]
+        for title, row in rows
+    ]
+    header.append(probe.solver.replace("_", " "))
+    return [
+        _heading(found),
+        *chart,
+        {"kind": "table", "header": header, "rows": cells},
+        *_notes(probe),
+    ]
+
+
+def _points(rows, measure: str) -> list[tuple[int, float]]:
+    values = [(row.layer, getattr(row, measure)) for row in rows]
+    return [(layer, 100 * value) for layer, value in values if value is not None]
+
+
+def _low_data(found: Found) -> list[dict]:
+    result = found.content
+    part, curves = result.measured_on, []
+    for name in ("pretrained_network", "raw_pixels"):
+        known = [(i, *row.measured(part)) for i, row in enumerate(getattr(result, name))]
+        known = [row for row in known if None not in row]
+        points = [(i, 100 * accuracy) for i, accuracy, _ in known]
+        deviations = [100 * deviation for *_, deviation in known]
+        curves.append(Curve(name.replace("_", " "), points, deviations))
+    labels = [row.labels_per_class for row in result.pretrained_network]
+    chart = line_chart(
+        f"Mean and standard deviation of {result.num_subsets} random subsets",
+        curves,
+        "labels per class",
+        f"{part_name(part)} accuracy (%)",
+        x_ticks=[(i, f"{count:,}") for i, count in enumerate(labels)],
+    )
+    rows = [
+        [f"{own.labels_per_class:,}", _spread(own, part), _spread(pixels, part), _number(own.layer)]
+        for own, pixels in zip(result.pretrained_network, result.raw_pixels, strict=False)
+    ]
+    header = ["labels per class", "pretrained network", "raw pixels", "layer"]
+    return [
+        _heading(found),
+        *chart,
+        {"kind": "table", "header": header, "rows": rows},
+        *_notes(result),
+    ]
+
+
+def _spread(row, part: str) -> str:
+    accuracy, deviation = row.measured(part)
+    return percent(accuracy) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def _finetuning(found: Found) -> list[str]:
+    result = found.content
+    return [
+        found.folder,
+        "untrained network" if result.from_scratch else "pretrained network",
+        f"{_number(result.generative_weight)} : {_number(result.classification_weight)}",
+        _number(result.learning_rate),
+        f"{result.step:,}",
+        percent(result.accuracy.get("valid")),
+        percent(result.accuracy.get("test")) or "no test part",
+    ]
+
+
+def _evaluation(found: Found) -> list[str]:
+    result, error = found.content, found.content.standard_error
+    nats = f"{result.nats_per_token:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    part = part_name(result.split or "")
+    return [found.folder, result.data, part, f"{result.num_images:,}", result.score, nats]
+
+
+def _heading(found: Found) -> dict:
+    result = found.content
+    images = ", ".join(f"{n:,} {part_name(part)}" for part, n in result.num_images.items())
+    small = (
+        f"{result.saved_model}: {result.data.name}, {images} images, {result.num_classes} classes"
+    )
+    return {"kind": "heading", "text": found.folder, "small": small}
+
+
+def _notes(result: LinearProbe | LowData) -> list[dict]:
+    lines = []
+    if result.measured_on == "valid":
+        lines.append("There is no test part: the held-out part chose and measures.")
+    if result.num_images.get(result.measured_on, _MIN_IMAGES) < _MIN_IMAGES:
+        lines.append(f"Under {_MIN_IMAGES} images were classified: accuracies are rough estimates.")
+    return [{"kind": "text", "text": line} for line in lines]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
