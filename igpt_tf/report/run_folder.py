@@ -20,6 +20,7 @@ from igpt_tf.savedmodel.metadata import METADATA
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]  # larger ones cannot be drawn
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+Interval = tuple[Fraction, Fraction]
 Part = Literal["valid", "test"]
 
 _CONFIG, _METRICS = "operative_config.gin", "metrics.jsonl"
@@ -131,7 +132,9 @@ class Accuracies(Struct, kw_only=True):
     """Accuracies of a linear classifier, and the setting of its solver."""
 
     valid_accuracy: Fraction
+    valid_interval: Interval | None = None
     test_accuracy: Fraction | None = None
+    test_interval: Interval | None = None
     l2: Number | None = None
     learning_rate: Number | None = None
 
@@ -323,9 +326,8 @@ class RunFolder:
             except (ValueError, RecursionError):
                 damaged += 1
         if damaged:
-            self._record(
-                os.path.join(self.path, name), f"{damaged} damaged lines, which are left out"
-            )
+            lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
+            self.unreadable.append(f"{name}: {lines} left out")
         return rows
 
     def _png(self, path: str) -> str | None:

@@ -1,8 +1,16 @@
 """Sections about what the tools measured on the exported model."""
 
-from igpt_tf.formatting import percent
+from igpt_tf.formatting import few_images_warning, interval_text, percent
 from igpt_tf.report.charts import Curve, line_chart
-from igpt_tf.report.run_folder import Evaluation, Found, LinearProbe, LowData, Result, RunFolder
+from igpt_tf.report.run_folder import (
+    Accuracies,
+    Evaluation,
+    Found,
+    LinearProbe,
+    LowData,
+    Result,
+    RunFolder,
+)
 
 TOOLS = {  # section -> the tool that measures what it shows
     "Samples and completions": "sample",
@@ -11,11 +19,6 @@ TOOLS = {  # section -> the tool that measures what it shows
     "Fine-tuning": "finetune",
     "Evaluation": "evaluate",
 }
-_BASELINES = {  # names in the files of results -> names on the page
-    "random_network": "untrained network",
-    "per_position": "unigram per pixel",
-}
-_MIN_IMAGES = 100  # below it an accuracy is a rough estimate
 
 
 def samples(run: RunFolder) -> list[dict]:
@@ -84,7 +87,7 @@ def evaluations(run: RunFolder) -> list[dict]:
 
 def baseline_name(name: str) -> str:
     """A baseline's name on the page."""
-    return _BASELINES.get(name, name.replace("_", " "))
+    return "unigram per pixel" if name == "per_position" else name.replace("_", " ")
 
 
 def part_name(part: str) -> str:
@@ -118,11 +121,11 @@ def _linear_probe(found: Found) -> list[dict]:
         x_ticks=[(row.layer, str(row.layer)) for row in probe.layers],
     )
     parts = ["valid", "test"] if probe.measured_on == "test" else ["valid"]
-    header = ["features", *(f"{part_name(part)} accuracy" for part in parts)]
+    header = ["features", *(f"{part_name(part)} accuracy (95 % interval)" for part in parts)]
     cells = [
         [
             title,
-            *(percent(getattr(row, f"{part}_accuracy")) for part in parts),
+            *(_accuracy(row, part) for part in parts),
             _number(getattr(row, probe.solver)),
         ]
         for title, row in rows
@@ -134,6 +137,13 @@ def _linear_probe(found: Found) -> list[dict]:
         {"kind": "table", "header": header, "rows": cells},
         *_notes(probe),
     ]
+
+
+def _accuracy(row: Accuracies, part: str) -> str:
+    """An accuracy with its 95 % interval, if that is known."""
+    interval = getattr(row, f"{part}_interval")
+    text = percent(getattr(row, f"{part}_accuracy"))
+    return f"{text} ({interval_text(interval)})" if interval else text
 
 
 def _points(rows, measure: str) -> list[tuple[int, float]]:
@@ -208,10 +218,12 @@ def _heading(found: Found) -> dict:
 def _notes(result: LinearProbe | LowData) -> list[dict]:
     lines = []
     if result.measured_on == "valid":
-        lines.append("There is no test part: the held-out part chose and measures.")
-    if result.num_images.get(result.measured_on, _MIN_IMAGES) < _MIN_IMAGES:
-        lines.append(f"Under {_MIN_IMAGES} images were classified: accuracies are rough estimates.")
-    return [{"kind": "text", "text": line} for line in lines]
+        lines.append(
+            "There is no test part: the accuracies are those that layer and setting were chosen by."
+        )
+    if result.measured_on in result.num_images:
+        lines.append(few_images_warning(result.num_images[result.measured_on]))
+    return [{"kind": "text", "text": line} for line in lines if line]
 
 
 def _number(value: float | None) -> str:

@@ -111,9 +111,10 @@ def finished(unfinished):
     common |= {"measured_on": "valid", "saved_model": "m"}
     layers = [{"layer": i, "valid_accuracy": a, "l2": 0.1} for i, a in enumerate((0.61, 0.72))]
     raw = {**layers[0], "layers": layers[:1]}
+    layers[1]["valid_interval"] = [0.625, 0.8]
     untrained = {**layers[0], "layers": layers}
     probe = {"solver": "l2", "layers": layers, "best_layer": layers[1], "concatenated": None}
-    probe["baselines"] = {"raw_pixels": raw, "random_network": untrained, HOSTILE: raw}
+    probe["baselines"] = {"raw_pixels": raw, "untrained_network": untrained, HOSTILE: raw}
     write(run / "linear_probe" / "linear_probe.json", {**common, **probe})
     few = [{"labels_per_class": 4, "layer": 1, "valid_accuracy": 0.43, "valid_deviation": 0.021}]
     few = {"num_subsets": 5, "pretrained_network": few, "raw_pixels": few}
@@ -134,11 +135,12 @@ def test_a_finished_run_is_shown_completely(finished):
         "8x8",
         "1,437 training, 360 held-out",
         "layer 1 (best)",
+        "72.0 % (62.5 to 80.0 %)",
         "43.0 % ± 2.1",
         "untrained network",
         "87.5 %",
         "50",
-        "Under 100 images were classified",
+        "measured on 5 images only",
         "digits, heldout=0.2",
         "to be filled in",
     ):
