@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -80,7 +79,7 @@ class LineChart:
         levels = [f"{name} at {y:.4g}" for name, y in self.levels]
         return f"Line chart of {self.y_label} over {self.x_label}: {'; '.join(curves + levels)}."
 
-    def svg(self, narrow: bool = False) -> Markup:
+    def svg(self, narrow: bool = False) -> str:
         """The chart as an `<svg>` element, for a wide page or for a phone."""
         with matplotlib.rc_context(_STYLE):
             figure = Figure(figsize=_NARROW if narrow else _WIDE, layout="constrained", dpi=72)
@@ -167,10 +166,10 @@ def _spread(places: list[float], gap: float) -> list[float]:
     return spread
 
 
-def _for_page(text: str) -> Markup:
+def _for_page(text: str) -> str:
     """An SVG file as an element of an HTML page."""
     text = text[text.index("<svg") :]
     text = re.sub(r'<g id="\w+">', "<g>", text)  # the same names in every chart
     for color, name in _VARIABLES.items():
         text = text.replace(color, f"var(--{name})")
-    return Markup(text)
+    return text
