@@ -421,7 +421,10 @@ def _check_value(name: str) -> None:
     function = gin.get_configurable(configurable.rpartition("/")[2])
     expected = _types(function).get(parameter, typing.Any)
     if not _fits(value, expected):
-        raise InputError(f"{name} must be {_named(expected, value)}. Received: {name}={value!r}")
+        hint = ""
+        if _is_reference(value) and not value.evaluate and _may_be(_returned_type(value), expected):
+            hint = f"; write {value!r}() for what the call returns"
+        raise InputError(f"{name} must be {_named(expected)}{hint}. Received: {name}={value!r}")
     allowed, holds = _RANGES.get(parameter, (None, None))
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if allowed and not all(holds(x) for x in numbers if _is_number(x)):
@@ -466,7 +469,8 @@ def _fits(value, expected) -> bool:
     if origin is typing.Literal:
         return value in typing.get_args(expected)
     if collections.abc.Callable in (expected, origin):
-        return _is_reference(value)
+        returned = (typing.get_args(expected) or [typing.Any])[-1]
+        return _is_reference(value) and _may_be(_returned_type(value), returned)
     if origin in (list, tuple, collections.abc.Sequence):
         return _fits_sequence(value, typing.get_args(expected))
     if _is_reference(value):
@@ -511,21 +515,18 @@ def _may_be(returned, expected) -> bool:
     return issubclass(returned, expected) or (returned, expected) == (int, float)
 
 
-def _named(expected, value) -> str:
+def _named(expected) -> str:
     """The type in words."""
-    if _is_reference(value) and not value.evaluate:
-        return f"what a call returns: write {value!r}()"
+    if typing.get_origin(expected) in (types.UnionType, typing.Union):
+        return " or ".join(map(_named, typing.get_args(expected)))
+    if typing.get_origin(expected) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(expected)))
     words = {
         int: "a whole number",
         float: "a number",
         str: "a text in quotes",
         bool: "True or False",
+        type(None): "None",
     }
-    if typing.get_origin(expected) in (types.UnionType, typing.Union):
-        return " or ".join(_named(one, value) for one in typing.get_args(expected))
-    if typing.get_origin(expected) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(expected)))
-    if expected is type(None):
-        return "None"
     name = str(expected) if typing.get_origin(expected) else expected.__name__
     return words.get(expected, "of type " + re.sub(r"(\w+\.)+(?=\w)", "", name))

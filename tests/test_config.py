@@ -70,6 +70,7 @@ def roast(
     gentle: bool = False,
     baste: Callable | None = None,
     sauces: Sequence[Callable] = (),
+    build: Callable[..., Oven] | None = None,
     data_dir: str = "",
 ):
     return locals()
@@ -273,6 +274,7 @@ def test_the_recipe_of_a_data_set_is_used_unless_files_are_given(tmp_path, monke
         ("roast.baste = 'oil'", "Callable"),
         ("roast.baste = @oven()", "Callable"),
         ("roast.sauces = @oven()", "Sequence"),
+        ("roast.build = @fan", "Oven"),
         ("STEPS = 0.5\nroast.num_steps = %STEPS", "a whole number"),
     ],
 )
@@ -299,6 +301,8 @@ def test_a_value_of_the_wrong_type_or_range_is_refused(binding, allowed):
         "roast.gentle = True",
         "roast.baste = @oven",
         "roast.sauces = [@oven, @fan()]",
+        "roast.build = @Grill",
+        "roast.build = @first",
         "STEPS = 5\nroast.num_steps = %STEPS",
     ],
 )

@@ -214,8 +214,8 @@ class InputPipeline:
                 shard=shard,
             )
 
-        batches = distribute(self.strategy, shard_batches, stack=steps_per_execution)
-        return iterate(batches, examples)
+        distributed = distribute(self.strategy, shard_batches, stack=steps_per_execution)
+        return iterate(distributed, examples)
 
     def evaluation_batches(self, examples: Examples) -> Iterable[dict]:
         """Every image once, in order, with the same random inputs at every pass."""
