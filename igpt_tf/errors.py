@@ -32,3 +32,9 @@ def is_full_disk(error: Exception) -> bool:
     """Whether the disk or the user's quota is full; some libraries report it as text only."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return full or _DISK_FULL.search(str(error)) is not None
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises: InputError unless `value` of the setting `name` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}. Received: {name}={value!r}")

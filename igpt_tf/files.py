@@ -4,7 +4,9 @@ A file is written under a temporary name in its own folder, synced, renamed and 
 after a crash or a power failure it has either its old content or all of the new one.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import numpy as np
 
 from igpt_tf.errors import InputError
 
+_PATTERN_CHARACTERS = set("*?[]\\")
 TEMPORARY = ".part"  # suffix of files and folders that are still being written
 
 
@@ -139,6 +142,37 @@ def sync_folder(path: str) -> None:
     """Makes renames in a folder durable, where the file system supports it."""
     with contextlib.suppress(OSError):
         _sync(path)
+
+
+@functools.cache
+def path_without_patterns(path: str) -> str:
+    """Returns a path to the same folder that TensorFlow does not take for a pattern.
+
+    TensorFlow treats the path of a checkpoint as a pattern when it restores or removes it, so a
+    folder such as `runs/lr[0.1]` is not found. Such a path is replaced by a symbolic link, which is
+    removed when the process ends.
+
+    Raises:
+        InputError: No link can be made.
+    """
+    if not set(path) & _PATTERN_CHARACTERS:
+        return path
+    try:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        link = os.path.join(folder, "link")
+        os.symlink(os.path.abspath(path), link)
+    except OSError as error:
+        raise InputError(
+            "TensorFlow cannot read from a path with * ? [ ] or \\, and no link to it can be made "
+            f"({error}); choose another path. Received: {path}"
+        ) from None
+    if set(link) & _PATTERN_CHARACTERS:
+        raise InputError(
+            "TensorFlow cannot read from a path with * ? [ ] or \\; choose another path, or "
+            f"another folder for temporary files (TMPDIR). Received: {path}"
+        )
+    return link
 
 
 def make_workdir(path: str) -> str:

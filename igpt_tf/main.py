@@ -14,13 +14,13 @@ def main() -> None:
     if not flags.FLAGS.dry_run:
         cli.require_flags("workdir")
 
-    # Imported late: a mistyped flag is answered at once, without waiting for TensorFlow.
+    # Imported late, so that a mistyped flag is reported without waiting for TensorFlow.
     runtime.import_tensorflow()
+    from igpt_tf.training import compilation
     from igpt_tf.training.train import train
 
     config.parse_flags()
-    if not config.bound("step_options.jit_compile"):  # XLA shares out its own work
-        runtime.use_one_thread_per_op()
+    compilation.configure_cpu_threads()
     train(workdir=flags.FLAGS.workdir, dry_run=flags.FLAGS.dry_run)
 
 

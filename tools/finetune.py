@@ -1,4 +1,4 @@
-"""Fine-tunes a pretrained model to tell classes, and exports a model that does.
+"""Fine-tunes a pretrained model as a classifier, and exports it.
 
 python -m tools.finetune --saved_model=DIR --workdir=DIR [--from_scratch]
 
@@ -16,7 +16,7 @@ from igpt_tf.savedmodel import metadata as exported
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
-flags.DEFINE_bool("from_scratch", False, "Fresh weights in the model's shape, for comparison.")
+flags.DEFINE_bool("from_scratch", False, "Start from random weights, for comparison.")
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
 
     runtime.import_tensorflow()
     from igpt_tf.evaluation.finetune import finetune
+    from igpt_tf.training import compilation
 
     # As bindings, so that they are part of the configuration that a workdir belongs to.
     own = [
@@ -35,8 +36,7 @@ def main() -> None:
         f"finetune.from_scratch = {flag.from_scratch}",
     ]
     config.parse(config.recipes("finetune", data, flag.gin_file), [*own, *flag.gin_param])
-    if not config.bound("step_options.jit_compile"):  # XLA shares out its own work
-        runtime.use_one_thread_per_op()
+    compilation.configure_cpu_threads()
     finetune(workdir=flag.workdir)
 
 

@@ -46,7 +46,7 @@ def plan(
     """See `igpt_tf.training.plan`; the run's own part comes from what is bound to `train`."""
     from igpt_tf.model import abstract_model
     from igpt_tf.training import plan as planning
-    from igpt_tf.training.running import set_precision
+    from igpt_tf.training.trainer import set_precision
 
     set_precision("train.precision", precision)
     device = planning.Device(

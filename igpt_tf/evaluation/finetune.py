@@ -1,29 +1,49 @@
-"""`finetune`: the root of fine-tuning. A search over learning rates, the run, the SavedModel."""
+"""`finetune`, the root of fine-tuning: tries learning rates, trains a classifier, exports it."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
 
 import gin
+import keras
+import numpy as np
 import tensorflow as tf
 
-# What gin may name registers itself on import.
-import igpt_tf.training.optimization  # noqa: F401
 from igpt_tf import config
 from igpt_tf.data import Source
 from igpt_tf.data import augmentation as augmentations
-from igpt_tf.data.input_pipeline import InputPipeline
+from igpt_tf.data.input_pipeline import InputPipeline, subset
 from igpt_tf.errors import InputError
-from igpt_tf.evaluation import plots, summary
+from igpt_tf.evaluation import plots
+from igpt_tf.evaluation.classifier_scores import Scorer, ensemble_masks
+from igpt_tf.evaluation.linear_probe import NO_TEST_NOTE
 from igpt_tf.evaluation.splits import Splits, labelled_splits, resolve_source
-from igpt_tf.evaluation.tuning import Run, Tuning, search
 from igpt_tf.files import write_json
-from igpt_tf.formatting import percent
-from igpt_tf.objectives import objective_from_config
-from igpt_tf.savedmodel.load import SavedModel
+from igpt_tf.formatting import percent, table
+from igpt_tf.model import Classifier, ImageGPT
+from igpt_tf.objectives import Joint, objective_from_config
+from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_classifier
-from igpt_tf.training import profiling, running, strategies
-from igpt_tf.training.actions import Intervals
-from igpt_tf.training.classification import Scores, ensemble_masks
-from igpt_tf.training.summaries import note_test
-from igpt_tf.training.trainer import StepOptions
-from igpt_tf.training.workdir import Workdir
+from igpt_tf.training import strategies
+from igpt_tf.training.callbacks import (
+    Evaluate,
+    Intervals,
+    Profile,
+    Progress,
+    SaveCheckpoint,
+    StopEarly,
+)
+from igpt_tf.training.loop import TrainingLoop
+from igpt_tf.training.rewinds import NonFiniteLoss
+from igpt_tf.training.summaries import append_test
+from igpt_tf.training.trainer import (
+    StepOptions,
+    Trainer,
+    float32_model,
+    quantizes_on_device,
+    set_precision,
+)
+from igpt_tf.training.workdir import Workdir, full_disk_error, open_run
 
 
 @gin.configurable
@@ -31,8 +51,8 @@ def finetune(
     *,
     saved_model: str,
     workdir: str,
-    build_objective,
-    build_optimizer,
+    build_objective: Callable[..., Joint],
+    build_optimizer: Callable[..., keras.optimizers.Optimizer],
     strategy: tf.distribute.Strategy,
     step_options: StepOptions,
     intervals: Intervals,
@@ -42,7 +62,7 @@ def finetune(
     search_steps: int | None = None,
     patience: int = 0,
     source: Source | None = None,
-    augmentation=(),
+    augmentation: Sequence[Callable] = (),
     from_scratch: bool = False,
     num_masks: int = 5,
     num_train: int | None = None,
@@ -50,27 +70,29 @@ def finetune(
     precision: str = "float32",
     quantize_on: str = "auto",
 ) -> None:
-    """Fine-tunes a pretrained model to tell classes, or goes on with it, and exports it.
+    """Fine-tunes a pretrained model as a classifier, or continues, and exports it.
 
     Args:
-        saved_model: The pretrained model.
-        workdir: Folder of the run. A folder with checkpoints is resumed, a finished one left.
-        build_objective: Called with generative, the model's own objective.
-        build_optimizer: Called with learning_rate.
-        strategy, step_options: Where to run, how to carry out a step.
-        intervals: How often to report, evaluate and save.
+        saved_model: Path of the pretrained model.
+        workdir: Folder of the run. A run with checkpoints is resumed, a finished one is left alone.
+        build_objective: Function (generative) -> objective, given the model's own objective.
+        build_optimizer: Function (learning_rate) -> optimizer.
+        strategy: Devices to train on.
+        step_options: How a step is executed.
+        intervals: Periods of logging, evaluation and checkpoints.
         learning_rates: Constant rates to choose from by held-out accuracy.
         num_steps: Length of the run in optimizer steps.
         batch_size: Global batch size in images.
-        search_steps: Length of each rate's trial, whose best is then carried on to `num_steps`;
+        search_steps: Length of the trial of each rate; the best one is continued to `num_steps`.
             None tries each to the end.
-        patience: A run ends early once so many steps brought no better held-out accuracy; 0 never.
-        source: Labelled images; those the model was trained on if None.
-        augmentation: Functions of (images, seeds), applied in order to training images.
-        from_scratch: Fresh weights in the model's shape, for comparison.
-        num_masks: Masks whose majority decides, for masked models.
-        num_train: Use so many random training images; all if None.
-        seed: Fixes order, augmentation, masks and fresh weights.
+        patience: Number of steps without a better held-out accuracy after which a run ends; 0
+            never ends it early.
+        source: Labelled images; those that the model was trained on if None.
+        augmentation: Functions (images, seeds) -> images, applied in order to training images.
+        from_scratch: Whether to start from random weights of the model's shape, for comparison.
+        num_masks: Number of masks whose majority decides, for masked models.
+        num_train: Number of random training images to use; all if None.
+        seed: Seed of the order, augmentation, masks and random weights.
         precision, quantize_on: As in `train`.
 
     Raises:
@@ -79,150 +101,328 @@ def finetune(
     Source: paper, sections 2.3 and 3.4.
     """
     model = SavedModel(saved_model)
-    on_device = running.quantizes_on_device("finetune.quantize_on", quantize_on)
+    on_device = quantizes_on_device("finetune.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
-    running.set_precision("finetune.precision", precision)
+    set_precision("finetune.precision", precision)
     source = resolve_source(model, source, "finetune")
     splits = labelled_splits(source, num_train, seed)
     generative = objective_from_config(model.metadata["objective"])
     objective = build_objective(generative=generative)
-    search_steps = _checked_steps(num_steps, search_steps, intervals)
-    for length in (num_steps, search_steps):
-        intervals.check(length, step_options.steps_per_execution)
-    profiling.check_steps(intervals.profile_steps, num_steps)
+    search_steps = num_steps if search_steps is None else min(search_steps, num_steps)
+    _check_steps(num_steps, search_steps, step_options, intervals)
     with strategy.scope():
         _check_rates(learning_rates, build_optimizer)
     config.refuse_unread_bindings()
     augmentations.check(augmentation, source.image_size)
 
-    folder = running.open_workdir(workdir, strategy, model.palette)
+    folder = open_run(workdir, strategy, model.palette)
     if folder is None:
         return
-    with running.guarded(workdir, strategy):
-        tuning = Tuning(
+    with full_disk_error(workdir), strategies.lost_worker_error(strategy), strategy.scope():
+        fine_tuning = FineTuning(
             model=model,
             splits=splits,
             objective=objective,
             build_optimizer=build_optimizer,
             step_options=step_options,
             intervals=intervals,
-            feed=InputPipeline(
+            pipeline=InputPipeline(
                 objective,
                 model.palette,
                 strategy,
                 batch_size=batch_size,
                 quantize_on_device=on_device,
             ),
-            batch_size=batch_size,
             augmentation=augmentation,
             from_scratch=from_scratch,
             masks=ensemble_masks(generative, num_masks, model.image_size),
             patience=patience,
             seed=seed,
         )
-        print(_describe(source, splits, num_steps, batch_size, from_scratch))
-        rows, rate = search(tuning, folder, learning_rates, search_steps)
-        run = tuning.run(folder, rate, num_steps)
-        _finish(folder, tuning, run, source, rows)
+        print(_plan(source, splits, num_steps, batch_size, from_scratch))
+        trials, rate = search(fine_tuning, folder, learning_rates, search_steps)
+        loop, scorer = fine_tuning.run(folder, rate, num_steps)
+        step = loop.checkpoints.restore_best()
+        _finish(folder, fine_tuning, scorer, source, step, rate, trials)
 
 
-def _finish(folder: Workdir, tuning: Tuning, run: Run, source: Source, rows: list[dict]) -> None:
-    """Measures and exports the best held-out step; ends the run."""
-    step = run.checkpoints.restore_best()
-    splits = tuning.splits
-    parts = {name: tuning.feed.evaluation_batches(part) for name, part in splits if name != "train"}
-    scores = {name: run.scorer.score(batches) for name, batches in parts.items()}
-    if not folder.is_chief:
-        return
-    if "test" in scores:
-        _note_test(folder, step, scores["test"])
-    task = {
-        **tuning.objective.get_config(),
-        "learning_rate": run.learning_rate,
-        "from_scratch": tuning.from_scratch,
-    }
-    names = source.class_names or tuple(str(label) for label in range(splits.num_classes))
-    classifier = run.trainer.model
-    write_classifier(
-        running.in_float32(classifier, tuning.new_classifier),
-        tuning.model.palette,
-        folder.file("export", str(step)),
-        masks=tuning.masks,
-        task=task,
-        objective=tuning.objective.generative.get_config(),
-        data=source.description,
-        class_names=names,
-        step=step,
-        nats_per_token=scores["valid"].nats_per_token,
-    )
-    result = {
-        "saved_model": tuning.model.path,
-        "data": source.description,
-        "num_images": splits.sizes,
-        "num_classes": splits.num_classes,
-        "measured_on": splits.measured_on,
-        "step": step,
-        **task,
-        "accuracy": {name: score.accuracy for name, score in scores.items()},
-        "class_nats": {name: score.class_nats for name, score in scores.items()},
-        "nats_per_token": {name: score.nats_per_token for name, score in scores.items()},
-        "search": rows,
-        "parameters": classifier.count_params(),
-        "export": f"export/{step}",
-    }
-    _write_confusion(folder, result, scores[splits.measured_on].confusion, names)
-    folder.write_result(result)
-    print(f"{summary.of_finetune(result)}\nSavedModel: {folder.file('export', str(step))}")
-
-
-def _note_test(folder: Workdir, step: int, scores: Scores) -> None:
-    note_test(
-        folder.file("metrics.jsonl"),
-        step,
-        accuracy=scores.accuracy,
-        class_nats=scores.class_nats,
-        nats_per_token=scores.nats_per_token,
-    )
-
-
-def _write_confusion(folder: Workdir, result: dict, confusion, names) -> None:
-    part = result["measured_on"]
-    report = {"part": part, "class_names": list(names), "confusion": confusion}
-    write_json(folder.file("confusion.json"), report)
-    title = f"{result['data']['name']}, {percent(result['accuracy'][part])} right"
-    plots.confusion(folder.file("confusion.png"), confusion, names, title)
-
-
-def _checked_steps(num_steps: int, search_steps: int | None, intervals: Intervals) -> int:
-    """The length of a trial."""
-    search_steps = num_steps if search_steps is None else min(search_steps, num_steps)
+def _check_steps(
+    num_steps: int, search_steps: int, step_options: StepOptions, intervals: Intervals
+) -> None:
     if search_steps < 1:
         raise InputError(
-            f"a run and a trial have at least one step. Received: {num_steps=}, {search_steps=}"
+            "a run and a trial need at least one step. "
+            f"Received: finetune.{num_steps=}, finetune.{search_steps=}"
         )
     if intervals.evaluate_every < 1:
         raise InputError(
             "fine-tuning chooses by held-out accuracy, so it must be measured. "
             f"Received: intervals.evaluate_every={intervals.evaluate_every}"
         )
-    return search_steps
+    intervals.check(num_steps, step_options.steps_per_execution)
+    without_profile = dataclasses.replace(intervals, profile_steps=None)
+    without_profile.check(search_steps, step_options.steps_per_execution)
 
 
 def _check_rates(learning_rates: list[float], build_optimizer) -> None:
-    """Raises: InputError, also from the optimizer, unless every rate makes one, and no other."""
+    """Raises: InputError, also from the optimizer, if a rate is wrong or occurs twice."""
     if not learning_rates or len(set(learning_rates)) < len(learning_rates):
-        raise InputError(f"at least one learning rate, and each once. Received: {learning_rates=}")
+        raise InputError(
+            "at least one learning rate, and each only once. "
+            f"Received: finetune.learning_rates={learning_rates}"
+        )
     for rate in learning_rates:
         build_optimizer(learning_rate=rate)
 
 
-def _describe(
+def _plan(
     source: Source, splits: Splits, num_steps: int, batch_size: int, from_scratch: bool
 ) -> str:
     """What is about to happen, in one line."""
     sizes = ", ".join(f"{size:,} {name}" for name, size in splits.sizes.items())
-    start = "fresh" if from_scratch else "pretrained"
+    start = "random" if from_scratch else "pretrained"
     return (
         f"{source.name}: {sizes} images of {splits.num_classes} classes; {start} weights, "
         f"{num_steps:,} steps of {batch_size}"
     )
+
+
+class EvaluateClassifier(Evaluate):
+    """Measures the held-out accuracy; the weights of the best step are kept.
+
+    Args:
+        every: Period in steps.
+        batches: Held-out batches with labels and weights, the same at every evaluation.
+        scorer: Scores the batches.
+    """
+
+    def __init__(self, every: int, batches: Iterable[dict], scorer: Scorer):
+        super().__init__(every, batches)
+        self._scorer = scorer
+
+    def measure(self, trainer, batches):
+        metrics = self._scorer.score(batches).metrics
+        return metrics, 1 - metrics["accuracy"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """What the runs at all learning rates share; see `finetune` for the attributes."""
+
+    model: SavedModel
+    splits: Splits
+    objective: Joint
+    build_optimizer: Callable[..., keras.optimizers.Optimizer]
+    step_options: StepOptions
+    intervals: Intervals
+    pipeline: InputPipeline
+    augmentation: Sequence[Callable]
+    from_scratch: bool
+    masks: np.ndarray | None
+    patience: int
+    seed: int
+
+    def run(
+        self, folder: Workdir, learning_rate: float, num_steps: int
+    ) -> tuple[TrainingLoop, Scorer]:
+        """Takes the remaining steps of the run in `folder`."""
+        keras.utils.set_random_seed(self.seed)
+        trainer = Trainer(
+            self.new_classifier(),
+            self.objective,
+            self.build_optimizer(learning_rate=learning_rate),
+            self.model.palette,
+            batch_size=self.pipeline.batch_size,
+            **dataclasses.asdict(self.step_options),
+        )
+        scorer = Scorer(trainer, self.masks)
+        intervals, every = self.intervals, self.step_options.steps_per_execution
+        heldout = subset(self.splits.valid, intervals.num_heldout_images)
+        loop = TrainingLoop(
+            folder,
+            trainer,
+            self._train_batches,
+            [
+                Profile(intervals.profile_steps, every=every),
+                Progress(
+                    intervals.log_every,
+                    every=every,
+                    title=f"finetune at {learning_rate:g}",
+                    loss_name="loss",
+                ),
+                EvaluateClassifier(
+                    intervals.evaluate_every, self.pipeline.evaluation_batches(heldout), scorer
+                ),
+                SaveCheckpoint(intervals.checkpoint_every),
+                StopEarly(intervals.evaluate_every, self.patience),
+            ],
+            num_steps=num_steps,
+            seed=self.seed,
+            keep_checkpoints=intervals.keep_checkpoints,
+        )
+        loop.run()
+        return loop, scorer
+
+    def new_classifier(self) -> Classifier:
+        """The pretrained or random network, with an untrained head."""
+        if self.from_scratch:
+            network = ImageGPT(**self.model.metadata["model"])
+        else:
+            network, _, _ = load_model(self.model.path)
+        is_generative = self.objective.generative_weight > 0
+        return Classifier(network, self.splits.num_classes, generative=is_generative)
+
+    def _train_batches(self, first_step: int, seed: int):
+        return self.pipeline.train_batches(
+            self.splits.train,
+            seed=seed,
+            first_step=first_step,
+            augmentation=self.augmentation,
+            steps_per_execution=self.step_options.steps_per_execution,
+        )
+
+
+def search(
+    fine_tuning: FineTuning, folder: Workdir, learning_rates: Sequence[float], search_steps: int
+) -> tuple[list[dict], float]:
+    """Tries each rate, and moves the best one's run to `folder`, where it is continued.
+
+    A rate is constant, so its trial is the beginning of its run.
+
+    Returns:
+        A row per trial, none if there is one rate only; and the rate with the best held-out
+        accuracy, the first on a tie.
+
+    Raises:
+        InputError: The loss became non-finite at every rate.
+    """
+    if len(learning_rates) == 1:
+        return [], learning_rates[0]
+    rows = [_try_rate(fine_tuning, folder, rate, search_steps) for rate in learning_rates]
+    best = max(rows, key=lambda row: row["valid_accuracy"] or 0.0)
+    if best["valid_accuracy"] is None:
+        raise InputError(
+            "the loss became non-finite at every learning rate; try lower ones. "
+            f"Received: finetune.learning_rates={list(learning_rates)}"
+        )
+    _adopt(folder, _trial_folder(folder, best["learning_rate"]))
+    strategies.wait_for_all(fine_tuning.pipeline.strategy)
+    return rows, best["learning_rate"]
+
+
+def _try_rate(fine_tuning: FineTuning, folder: Workdir, rate: float, search_steps: int) -> dict:
+    """The row of one rate, from its file if it was tried before."""
+    worker = strategies.worker_index(fine_tuning.pipeline.strategy)
+    trial = Workdir(_trial_folder(folder, rate), worker)
+    row = trial.result()
+    if row is None:
+        row = {"learning_rate": rate, "step": None, "valid_accuracy": None}
+        try:
+            checkpoints = fine_tuning.run(trial, rate, search_steps)[0].checkpoints
+            row |= {"step": checkpoints.best_step, "valid_accuracy": 1 - checkpoints.best_loss}
+        except NonFiniteLoss as error:
+            print(f"learning rate {rate:g} is dropped: {error}")
+        if trial.is_chief:
+            trial.write_result(row)
+    return row
+
+
+def _trial_folder(folder: Workdir, rate: float) -> str:
+    return folder.shared_file("learning_rates", f"{rate:g}")
+
+
+def _adopt(folder: Workdir, trial: str) -> None:
+    """Moves a trial's state to the run's folder, unless that has been done."""
+    if not folder.is_chief or os.listdir(folder.file("checkpoints")):
+        return
+    for name in ("metrics.jsonl", "summaries", "checkpoints"):  # last what shows that it is done
+        if os.path.exists(os.path.join(trial, name)):
+            os.rename(os.path.join(trial, name), folder.file(name))
+
+
+def _finish(
+    folder: Workdir,
+    fine_tuning: FineTuning,
+    scorer: Scorer,
+    source: Source,
+    step: int,
+    learning_rate: float,
+    trials: list[dict],
+) -> None:
+    """Scores and exports the classifier of `step`; ends the run."""
+    splits = fine_tuning.splits
+    scores = {
+        name: scorer.score(fine_tuning.pipeline.evaluation_batches(examples))
+        for name, examples in splits
+        if name != "train"
+    }
+    if not folder.is_chief:
+        return
+    if "test" in scores:
+        append_test(folder.file("metrics.jsonl"), step, **scores["test"].metrics)
+    task = {
+        **fine_tuning.objective.get_config(),
+        "learning_rate": learning_rate,
+        "from_scratch": fine_tuning.from_scratch,
+    }
+    class_names = source.class_names or tuple(str(label) for label in range(splits.num_classes))
+    classifier = scorer.trainer.model
+    exported = folder.file("export", str(step))
+    write_classifier(
+        float32_model(classifier, fine_tuning.new_classifier),
+        fine_tuning.model.palette,
+        exported,
+        masks=fine_tuning.masks,
+        task=task,
+        objective=fine_tuning.objective.generative.get_config(),
+        data=source.description,
+        class_names=class_names,
+        step=step,
+        nats_per_token=scores["valid"].nats_per_token,
+    )
+    result = {
+        "saved_model": fine_tuning.model.path,
+        "data": source.description,
+        "num_images": splits.sizes,
+        "num_classes": splits.num_classes,
+        "measured_on": splits.measured_on,
+        "step": step,
+        **task,
+        **{
+            metric: {name: score.metrics[metric] for name, score in scores.items()}
+            for metric in ("accuracy", "class_nats", "nats_per_token")
+        },
+        "search": trials,
+        "parameters": classifier.count_params(),
+        "export": f"export/{step}",
+    }
+    _write_confusion(folder, result, scores[splits.measured_on].confusion, class_names)
+    folder.write_result(result)
+    print(f"{_summary(result)}\nSavedModel: {exported}")
+
+
+def _summary(result: dict) -> str:
+    """The trials and the accuracies of the chosen run, as a table."""
+    rows = [
+        [
+            f"trial at {row['learning_rate']:g}",
+            row["step"] or "",
+            percent(row["valid_accuracy"]),
+            "",
+        ]
+        for row in result["search"]
+    ]
+    accuracy = result["accuracy"]
+    start = "from scratch" if result["from_scratch"] else "fine-tuned"
+    measured = [percent(accuracy["valid"]), percent(accuracy.get("test"))]
+    rows.append([f"{start} at {result['learning_rate']:g}", result["step"], *measured])
+    text = table(["classification", "best step", "held-out", "test"], rows)
+    return text if "test" in accuracy else f"{text}\n{NO_TEST_NOTE}"
+
+
+def _write_confusion(folder: Workdir, result: dict, confusion, class_names) -> None:
+    split = result["measured_on"]
+    content = {"part": split, "class_names": list(class_names), "confusion": confusion}
+    write_json(folder.file("confusion.json"), content)
+    title = f"{result['data']['name']}, {percent(result['accuracy'][split])} right"
+    plots.confusion(folder.file("confusion.png"), confusion, class_names, title)

@@ -1,4 +1,4 @@
-"""Where a run runs: one device, several of one host, several hosts, a TPU slice."""
+"""The devices of a run: one, several of one host, several hosts, a TPU slice."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from igpt_tf.errors import InputError
 
 @gin.register
 def default_strategy() -> tf.distribute.Strategy:
-    """The first accelerator, or the CPU."""
+    """One device: the first accelerator, or the CPU."""
     return tf.distribute.get_strategy()
 
 
@@ -24,8 +24,8 @@ def mirrored_strategy(
     """All accelerators of this host, or the named ones.
 
     Args:
-        devices: For example ('GPU:0', 'GPU:1').
-        logical_cpus: Cut the CPU into so many devices and use those: to try out a distributed run.
+        devices: Names such as ('GPU:0', 'GPU:1'); all accelerators if None.
+        logical_cpus: Number of devices into which the CPU is divided, to try a distributed run.
 
     Raises:
         InputError: A device does not exist.
@@ -96,7 +96,7 @@ def tpu_strategy(*, address: str = "local") -> tf.distribute.Strategy:
 
 
 def worker_index(strategy: tf.distribute.Strategy) -> int:
-    """Which host this process is, counted from 0; 0, the chief, writes the run's files."""
+    """Index of this worker; 0 is the chief, which writes the run's files."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.cluster_spec().as_dict().get("worker"):
         return 0
@@ -104,16 +104,16 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
-    """How many of its replicas this process has."""
+    """Number of the strategy's replicas in this process."""
     if strategy.num_replicas_in_sync == 1:
-        return 1  # the default strategy does not tell its devices
+        return 1  # the default strategy has no list of devices
     return len(strategy.extended.worker_devices)
 
 
 def agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None:
-    """Tells whether something is so on any host, every host asking at the same step.
+    """Returns a function that computes "any" over the workers: bool -> bool.
 
-    None with one host: it has nobody to ask.
+    All workers must call it at the same step. Returns None with a single host.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return None
@@ -126,17 +126,13 @@ def agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Returns once every host has come here."""
+    """Returns when every worker has called it."""
     strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones([])), axis=None)
 
 
 @contextlib.contextmanager
-def naming_a_lost_worker(strategy: tf.distribute.Strategy):
-    """Says in one line that another host went away, where TensorFlow raises its own errors.
-
-    Raises:
-        InputError: In the place of TensorFlow's error, with more than one host.
-    """
+def lost_worker_error(strategy: tf.distribute.Strategy):
+    """Replaces TensorFlow's errors of a lost worker by an InputError."""
     lost = (
         tf.errors.UnavailableError,
         tf.errors.AbortedError,
@@ -157,7 +153,7 @@ def naming_a_lost_worker(strategy: tf.distribute.Strategy):
 
 
 def peak_memory_gb() -> float:
-    """The most this process has held so far, in GB: of the fullest GPU, else of main memory."""
+    """Peak memory of this process so far, in GB: of the GPU with the highest, else of the host."""
     gpus = tf.config.list_logical_devices("GPU")
     if not gpus:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -167,16 +163,13 @@ def peak_memory_gb() -> float:
 def check_batch_size(
     strategy: tf.distribute.Strategy, batch_size: int, gradient_accumulation_steps: int | None
 ) -> None:
-    """Raises: InputError unless the global batch cuts evenly into replicas and their parts."""
+    """Raises: InputError unless the global batch divides into replicas and microbatches."""
     replicas = strategy.num_replicas_in_sync
-    gradient_accumulation_steps = (
-        1 if gradient_accumulation_steps is None else gradient_accumulation_steps
-    )
-    if min(batch_size, gradient_accumulation_steps) < 1 or batch_size % (
-        replicas * gradient_accumulation_steps
-    ):
+    microbatches = 1 if gradient_accumulation_steps is None else gradient_accumulation_steps
+    if min(batch_size, microbatches) < 1 or batch_size % (replicas * microbatches):
         raise InputError(
-            "the global batch must be a positive multiple of replicas x "
-            f"gradient_accumulation_steps. Received: train.batch_size={batch_size}, "
-            f"replicas={replicas}, gradient_accumulation_steps={gradient_accumulation_steps}"
+            "the global batch size must be a positive multiple of the number of replicas times "
+            "step_options.gradient_accumulation_steps. Received: "
+            f"train.batch_size={batch_size}, {replicas=}, "
+            f"gradient_accumulation_steps={gradient_accumulation_steps}"
         )

@@ -1,4 +1,4 @@
-"""What a run tells: TensorBoard events and `metrics.jsonl`."""
+"""What a run records: TensorBoard events and `metrics.jsonl`."""
 
 import errno
 import json
@@ -8,39 +8,41 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from igpt_tf.training.workdir import naming_a_damaged_file
+from igpt_tf import files
+from igpt_tf.errors import InputError
 
 
 class Summaries:
-    """Writes numbers, pictures and the configuration of one run.
+    """Writes numbers, images and the configuration of one run.
 
     Args:
-        directory: The workdir's `summaries` folder; one sub-folder a split.
+        folder: The workdir's `summaries` folder, with one sub-folder per split.
         metrics_path: The workdir's `metrics.jsonl`.
-        first_step: The step the run (re)starts from; what was written for later steps is dropped
-            from `metrics.jsonl` and not shown by TensorBoard, because those steps are taken again.
+        first_step: Step from which the run starts or resumes. What was written for later steps is
+            removed from `metrics.jsonl` and hidden by TensorBoard, because they are taken again.
     """
 
-    def __init__(self, directory: str, metrics_path: str, *, first_step: int):
+    def __init__(self, folder: str, metrics_path: str, first_step: int):
         self._writers = {
-            split: tf.summary.create_file_writer(os.path.join(directory, split))
+            split: tf.summary.create_file_writer(os.path.join(folder, split))
             for split in ("train", "valid")
         }
         for writer in self._writers.values():
             _hide_events_from(writer, first_step + 1)
-        drop_after(metrics_path, first_step)
+        remove_lines_after(metrics_path, first_step)
         self._metrics = open(metrics_path, "ab", buffering=0)
 
     def scalars(self, step: int, split: str, **values: float) -> None:
-        """Writes numbers to TensorBoard and one line to `metrics.jsonl`."""
+        """Writes numbers to TensorBoard, and as one line to `metrics.jsonl`."""
         _append(self._metrics, _line(step, split, values))
-        with self._writer(split).as_default(step):
+        writer = self._writers["train" if split == "train" else "valid"]
+        with writer.as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
-        self._writer(split).flush()
+        writer.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows a picture uint8[H,W,3] in TensorBoard."""
+        """Shows an image uint8[H,W,3] in TensorBoard."""
         with self._writers["valid"].as_default(step):
             tf.summary.image(name, image[None])
         self._writers["valid"].flush()
@@ -57,23 +59,20 @@ class Summaries:
             writer.close()
         self._metrics.close()
 
-    def _writer(self, split):
-        return self._writers["train" if split == "train" else "valid"]
-
 
 def _hide_events_from(writer: tf.summary.SummaryWriter, step: int) -> None:
-    """Has TensorBoard drop what earlier files say about `step` and later ones.
+    """Makes TensorBoard ignore what earlier files contain for `step` and later steps.
 
-    TensorBoard takes the first such event of a folder for a beginning, each further one for that of
-    a run started again.
+    TensorBoard takes the first such event of a folder for the start of the run, each further one
+    for that of a resumed run.
     """
     start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     event = tf.compat.v1.Event(wall_time=time.time(), step=step, session_log=start)
     tf.raw_ops.ImportEvent(writer=writer._resource, event=event.SerializeToString())
 
 
-def note_test(metrics_path: str, step: int, **values: float) -> None:
-    """Writes the line of the test part, measured once with the weights of `step`."""
+def append_test(metrics_path: str, step: int, **values: float) -> None:
+    """Appends the line of the test split, measured once with the weights of `step`."""
     with open(metrics_path, "ab", buffering=0) as file:
         _append(file, _line(step, "test", values))
 
@@ -84,32 +83,40 @@ def _line(step: int, split: str, values: dict[str, float]) -> str:
 
 
 def _append(file, line: str) -> None:
-    """Writes a line whole or, on a full disk, not at all."""
+    """Appends a line as a whole or, on a full disk, not at all."""
     end = os.fstat(file.fileno()).st_size
     if file.write(line.encode()) < len(line):
         file.truncate(end)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def drop_after(metrics_path: str, step: int) -> None:
-    """Drops the lines of `metrics.jsonl` that a resumed run writes again, or cut short by a crash.
+def remove_lines_after(metrics_path: str, step: int) -> None:
+    """Removes the lines of `metrics.jsonl` that a resumed run writes again.
 
-    Those are the ones later than `step`, and the test part's, which end a run.
+    Those are the lines of steps after `step`, of the test split, which end a run, and lines that a
+    crash cut short.
 
     Raises:
-        InputError: The file is no text; it is left as it is.
+        InputError: The file is not text; it is left as it is.
     """
     if not os.path.exists(metrics_path):
         return
-    mend = "move it away and start again: the run goes on and begins another"
-    with naming_a_damaged_file(metrics_path, mend), open(metrics_path, encoding="utf-8") as file:
-        lines = [line for line in file if _step_of(line) <= step]
-    with open(metrics_path + ".part", "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    os.replace(metrics_path + ".part", metrics_path)
+    try:
+        with open(metrics_path, encoding="utf-8") as file:
+            lines = file.readlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the metrics of the run are damaged ({getattr(error, 'strerror', None) or error}); "
+            "move the file away and start again: the run continues with a new one. "
+            f"Received: {metrics_path}"
+        ) from None
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        files.write_text(metrics_path, "".join(kept))
 
 
 def _step_of(line: str) -> float:
+    """Step of a line to keep; infinity for others."""
     try:
         parsed = json.loads(line)
         is_kept = line.endswith("\n") and parsed.get("split") != "test"

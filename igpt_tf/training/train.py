@@ -1,8 +1,6 @@
-"""`train`: the root that gin configures. It builds the parts, runs the loop, exports the result."""
+"""`train`, the root that gin configures: builds the parts, runs the loop, exports the result."""
 
-import contextlib
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,27 +9,40 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-import igpt_tf.objectives  # noqa: F401
-from igpt_tf import config, runtime
+from igpt_tf import config
 from igpt_tf.data import Source
 from igpt_tf.data import augmentation as augmentations
 from igpt_tf.data.input_pipeline import InputPipeline, subset
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, check_choice
+from igpt_tf.formatting import table
 from igpt_tf.model import ImageGPT, abstract_model, count_parameters
+from igpt_tf.objectives import Objective
 from igpt_tf.palette import Palette
-from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel.write import write_pretrained
-from igpt_tf.training import loop, profiling, running, strategies
-from igpt_tf.training.actions import Draw, Evaluate, Intervals
+from igpt_tf.training import strategies
 from igpt_tf.training.baselines import token_baselines
-from igpt_tf.training.checkpoints import Checkpoints
-from igpt_tf.training.online_probe import online_probe
-from igpt_tf.training.optimization import averaged_weights, state_bytes
-from igpt_tf.training.summaries import Summaries, note_test
-from igpt_tf.training.trainer import StepOptions, Trainer
-from igpt_tf.training.workdir import Workdir
+from igpt_tf.training.callbacks import (
+    Evaluate,
+    Intervals,
+    OnlineProbe,
+    Profile,
+    Progress,
+    SampleImages,
+    SaveCheckpoint,
+)
+from igpt_tf.training.loop import TrainingLoop
+from igpt_tf.training.optimization import state_bytes
+from igpt_tf.training.summaries import append_test
+from igpt_tf.training.trainer import (
+    WEIGHTS,
+    StepOptions,
+    Trainer,
+    float32_model,
+    quantizes_on_device,
+    set_precision,
+)
+from igpt_tf.training.workdir import Workdir, check_run, full_disk_error, open_run
 
-_NUM_PICTURES = 8
 _NUM_BASELINE_IMAGES = 20_000
 
 
@@ -41,7 +52,7 @@ def train(
     workdir: str | None,
     source: Source,
     palette: Palette,
-    objective,
+    objective: Objective,
     build_model: Callable[..., ImageGPT],
     build_optimizer: Callable[..., keras.optimizers.Optimizer],
     strategy: tf.distribute.Strategy,
@@ -58,51 +69,50 @@ def train(
     num_rewinds: int = 0,
     dry_run: bool = False,
 ) -> None:
-    """Pretrains a model, or goes on with it, and exports it. Durations are optimizer steps.
+    """Pretrains a model, or continues, and exports it. Durations are optimizer steps.
 
     Args:
-        workdir: Folder of the run. A folder with checkpoints is resumed, a finished one left.
+        workdir: Folder of the run. A run with checkpoints is resumed, a finished one is left alone.
         source: Training and held-out images.
-        palette: Its size is the model's vocabulary.
-        objective: `Autoregressive` or `Masked`.
-        build_model: Called with image_size and causal.
-        build_optimizer: Called with num_steps and steps_per_epoch.
-        strategy: Where to run.
-        step_options: How to carry out a step.
-        intervals: How often to report, evaluate, save and draw.
+        palette: Palette; its size is the model's vocabulary size.
+        objective: Pretraining objective.
+        build_model: Function (image_size, causal) -> model.
+        build_optimizer: Function (num_steps, steps_per_epoch) -> optimizer.
+        strategy: Devices to train on.
+        step_options: How a step is executed.
+        intervals: Periods of logging, evaluation, checkpoints and sample images.
         num_steps: Length of the run.
         batch_size: Global batch size in images.
-        seed: Fixes initial weights, order, augmentation and masks.
-        augmentation: Functions of (images, seeds), applied in order.
-        precision: "float32", or "mixed_bfloat16": matrices in bfloat16; weights, norms, softmax,
-            logits and loss stay in float32.
-        quantize_on: Where the palette is applied: "host", "device", or "auto", the device where
+        seed: Seed of the initial weights, order, augmentation and masks.
+        augmentation: Functions (images, seeds) -> images, applied in order.
+        precision: "float32", or "mixed_bfloat16": matrix products in bfloat16; weights, norms,
+            softmax, logits and loss in float32.
+        quantize_on: Where the palette is applied: "host", "device", or "auto": on the device if
             there is an accelerator.
-        export: "best" exports the step with the lowest held-out loss, "last" the last.
-        weights: Evaluates and exports the "trained" ones, or their moving average, "averaged"
+        export: "best" exports the step with the lowest held-out loss, "last" the last step.
+        weights: Evaluates and exports the "trained" weights, or their moving average, "averaged"
             (`build_optimizer.ema_momentum`).
-        num_rewinds: How often the run may go back to its newest checkpoint and on with other images
-            when its loss became non-finite; 0, the default, ends it.
-        dry_run: Build and check everything but the weights, load one batch, print the plan, train
-            and write nothing.
+        num_rewinds: Number of times that the run may return to its newest checkpoint and continue
+            with other images when its loss becomes non-finite; with 0 it ends.
+        dry_run: Builds and checks everything but the weights, loads one batch and prints the plan;
+            trains and writes nothing.
 
     Raises:
         InputError: The configuration or the data is wrong, or the loss became non-finite.
     """
-    running.check_choice("train.export", export, ("best", "last"))
-    running.check_choice("train.weights", weights, ("trained", "averaged"))
-    on_device = running.quantizes_on_device("train.quantize_on", quantize_on)
+    check_choice("train.export", export, ("best", "last"))
+    check_choice("train.weights", weights, WEIGHTS)
+    on_device = quantizes_on_device("train.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
     intervals.check(num_steps, step_options.steps_per_execution)
-    profiling.check_steps(intervals.profile_steps, num_steps)
-    running.set_precision("train.precision", precision)
+    set_precision("train.precision", precision)
     keras.utils.set_random_seed(seed)
 
     def new_model():
         return build_model(image_size=source.image_size, causal=objective.causal)
 
-    plan = abstract_model(new_model)
-    _check_vocabulary(palette, plan)
+    abstract = abstract_model(new_model)
+    _check_vocabulary(palette, abstract)
     with strategy.scope():
         steps_per_epoch = -(-len(source.train) // batch_size)
         optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=steps_per_epoch)
@@ -113,12 +123,16 @@ def train(
         )
     config.refuse_unread_bindings()
     augmentations.check(augmentation, source.image_size)
-    feed = InputPipeline(
-        objective, palette, strategy, batch_size=batch_size, quantize_on_device=on_device
+    pipeline = InputPipeline(
+        objective,
+        palette,
+        strategy,
+        batch_size=batch_size,
+        quantize_on_device=on_device,
     )
 
-    def batches(first_step, seed):
-        return feed.train_batches(
+    def train_batches(first_step, seed):
+        return pipeline.train_batches(
             source.train,
             seed=seed,
             first_step=first_step,
@@ -126,125 +140,99 @@ def train(
             steps_per_execution=step_options.steps_per_execution,
         )
 
-    print(_describe(plan, source, num_steps, batch_size))
+    print(_plan(abstract, source, num_steps, batch_size))
     if dry_run:
-        running.check_workdir(workdir, palette)
+        check_run(workdir, palette)
         with strategy.scope():
-            next(batches(0, seed))
-            feed.evaluation_batches(source.valid)
+            next(train_batches(0, seed))
+            pipeline.evaluation_batches(source.valid)
         return
 
-    folder = running.open_workdir(workdir, strategy, palette)
+    folder = open_run(workdir, strategy, palette)
     if folder is None:
         return
-    with running.guarded(workdir, strategy):
+    with full_disk_error(workdir), strategies.lost_worker_error(strategy), strategy.scope():
         trainer = Trainer(
             new_model(),
             objective,
             optimizer,
             palette,
             batch_size=batch_size,
+            weights=weights,
             **dataclasses.asdict(step_options),
         )
         print(_memory(trainer))
-        exported = contextlib.nullcontext
-        if weights == "averaged":
-            exported = functools.partial(averaged_weights, trainer.model, optimizer)
-        checkpoints = running.take_steps(
+        heldout = subset(source.valid, intervals.num_heldout_images)
+        every = step_options.steps_per_execution
+        loop = TrainingLoop(
             folder,
             trainer,
-            batches,
-            intervals,
+            train_batches,
+            [
+                Profile(intervals.profile_steps, every=every),
+                Progress(intervals.log_every, every=every),
+                Evaluate(intervals.evaluate_every, pipeline.evaluation_batches(heldout)),
+                OnlineProbe(intervals.probe_every, source, intervals.num_probe_images),
+                SampleImages(intervals.sample_every, source.valid, seed=seed),
+                SaveCheckpoint(intervals.checkpoint_every),
+            ],
             num_steps=num_steps,
             seed=seed,
-            actions=_beside(folder, trainer, feed, source, intervals, seed, exported),
+            keep_checkpoints=intervals.keep_checkpoints,
             num_rewinds=num_rewinds,
         )
+        loop.run()
         if export == "best" and intervals.evaluate_every:
-            _finish(folder, trainer, feed, source, checkpoints.restore_best())
+            best_step = loop.checkpoints.restore_best()
+            _finish(folder, trainer, pipeline, source, best_step)
         else:
-            with exported():
-                _finish(folder, trainer, feed, source, num_steps)
-
-
-def _beside(
-    folder: Workdir,
-    trainer: Trainer,
-    feed: InputPipeline,
-    source: Source,
-    intervals: Intervals,
-    seed: int,
-    exported: Callable[[], contextlib.AbstractContextManager],
-):
-    """What `running.take_steps` does beside the steps: the held-out loss, a probe, pictures."""
-
-    def actions(checkpoints: Checkpoints, summaries: Summaries) -> list[loop.Periodic]:
-        heldout = feed.evaluation_batches(subset(source.valid, intervals.num_heldout_images))
-        draw = Draw(
-            Sampler(trainer.model, jit_compile=runtime.has_accelerator()),
-            trainer.palette,
-            trainer.palette.encode(subset(source.valid, _NUM_PICTURES).arrays()[0]),
-            trainer.objective,
-            summaries,
-            lambda step: folder.file("samples", f"step_{step}.png"),
-            seed=seed,
-        )
-        evaluate = Evaluate(trainer, heldout, checkpoints, summaries, exported)
-        probe = None
-        if intervals.probe_every and folder.is_chief:
-            probe = online_probe(trainer, source, intervals.num_probe_images, summaries, exported)
-        return [
-            loop.Periodic(intervals.evaluate_every, evaluate),
-            loop.Periodic(intervals.probe_every if probe else 0, probe),
-            loop.Periodic(intervals.sample_every if folder.is_chief else 0, draw),
-        ]
-
-    return actions
+            with trainer.evaluation_weights():
+                _finish(folder, trainer, pipeline, source, num_steps)
 
 
 def _finish(
-    folder: Workdir, trainer: Trainer, feed: InputPipeline, source: Source, step: int
+    folder: Workdir, trainer: Trainer, pipeline: InputPipeline, source: Source, step: int
 ) -> None:
-    """Scores and exports the weights that the model holds, those of `step`; ends the run."""
+    """Evaluates and exports the model's current weights, those of `step`; ends the run."""
     splits = {"valid": source.valid, "test": source.test}
     nats = {
-        name: trainer.evaluate(_watched(feed, examples, name))
+        name: trainer.evaluate(_with_progress_bar(pipeline, examples, name))
         for name, examples in splits.items()
         if examples is not None
     }
     if not folder.is_chief:
         return
     if "test" in nats:
-        note_test(folder.file("metrics.jsonl"), step, nats_per_token=nats["test"])
-    palette = trainer.palette
+        append_test(folder.file("metrics.jsonl"), step, nats_per_token=nats["test"])
+    model, palette = trainer.model, trainer.palette
+    exported = folder.file("export", str(step))
     write_pretrained(
-        running.in_float32(trainer.model, lambda: ImageGPT(**trainer.model.architecture)),
+        float32_model(model, lambda: ImageGPT(**model.architecture)),
         palette,
-        folder.file("export", str(step)),
+        exported,
         objective=trainer.objective.get_config(),
         data=source.description,
         class_names=source.class_names,
         step=step,
         nats_per_token=nats["valid"],
     )
-    folder.write_result(
-        {
-            "step": step,
-            "nats_per_token": nats,
-            "baselines": _baselines(source, palette),
-            "parameters": trainer.model.count_params(),
-            "export": f"export/{step}",
-        }
-    )
-    print(f"nats/token at step {step}: {nats}\nSavedModel: {folder.file('export', str(step))}")
+    result = {
+        "step": step,
+        "nats_per_token": nats,
+        "baselines": _baselines(source, palette),
+        "parameters": model.count_params(),
+        "export": f"export/{step}",
+    }
+    folder.write_result(result)
+    print(f"{_summary(result)}\nSavedModel: {exported}")
 
 
-def _watched(feed: InputPipeline, examples, name: str):
-    """The batches of an evaluation, under a progress bar."""
+def _with_progress_bar(pipeline: InputPipeline, examples, name: str):
+    """Batches of an evaluation, with a progress bar."""
     return tqdm(
-        feed.evaluation_batches(examples),
-        desc=f"score {name}",
-        total=-(-len(examples) // feed.batch_size),
+        pipeline.evaluation_batches(examples),
+        desc=f"evaluate {name}",
+        total=-(-len(examples) // pipeline.batch_size),
         unit="batch",
         leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30,
@@ -252,34 +240,49 @@ def _watched(feed: InputPipeline, examples, name: str):
 
 
 def _baselines(source: Source, palette: Palette) -> dict[str, float]:
-    train, heldout = (
+    train_tokens, heldout_tokens = (
         palette.encode(subset(examples, _NUM_BASELINE_IMAGES).arrays()[0])
         for examples in (source.train, source.valid)
     )
-    return token_baselines(train, heldout, len(palette))
+    return token_baselines(train_tokens, heldout_tokens, len(palette))
 
 
-def _describe(plan: ImageGPT, source: Source, num_steps: int, batch_size: int) -> str:
+def _plan(abstract: ImageGPT, source: Source, num_steps: int, batch_size: int) -> str:
     """What is about to happen, in one line."""
     height, width = source.image_size
     return (
         f"{source.name}: {len(source.train):,} training and {len(source.valid):,} held-out images "
-        f"of {height}x{width}; {count_parameters(lambda: plan):,} weights, "
-        f"{plan.num_layers} layers of width {plan.hidden_dim}; {num_steps:,} steps of {batch_size}"
+        f"of {height}x{width}; {count_parameters(lambda: abstract):,} weights, "
+        f"{abstract.num_layers} layers of width {abstract.hidden_dim}; "
+        f"{num_steps:,} steps of {batch_size}"
     )
 
 
 def _memory(trainer: Trainer) -> str:
-    """What a replica holds between two steps, in one line."""
+    """Memory of one replica between two steps, in one line."""
     weights = 4 * trainer.model.count_params() / 1e6
     state = state_bytes(trainer.optimizer) / 1e6
-    return f"memory a replica: {weights:,.1f} MB of weights, {state:,.1f} MB of optimizer state"
+    return f"memory per replica: {weights:,.1f} MB of weights, {state:,.1f} MB of optimizer state"
 
 
-def _check_vocabulary(palette: Palette, plan: ImageGPT) -> None:
-    if len(palette) != plan.vocabulary_size:
+def _summary(result: dict) -> str:
+    """The result as a table: the model's loss per split, then the baselines."""
+    names = {"valid": "held-out", "test": "test"}
+    rows = [
+        [f"model at step {result['step']:,}, {names[split]}", f"{nats:.4f}"]
+        for split, nats in result["nats_per_token"].items()
+    ]
+    rows += [
+        [f"baseline, {name.replace('_', ' ')}", f"{nats:.4f}"]
+        for name, nats in result["baselines"].items()
+    ]
+    return table(["pretraining", "nats/token"], rows)
+
+
+def _check_vocabulary(palette: Palette, abstract: ImageGPT) -> None:
+    if len(palette) != abstract.vocabulary_size:
         raise InputError(
-            "the palette's size is the model's vocabulary; set build_model.vocabulary_size to "
-            f"{len(palette)} or choose another palette. "
-            f"Received: vocabulary_size={plan.vocabulary_size}, palette={len(palette)} colours"
+            "the palette's size is the model's vocabulary size; set build_model.vocabulary_size to "
+            f"{len(palette)} or choose another palette. Received: "
+            f"vocabulary_size={abstract.vocabulary_size}, palette={len(palette)} colours"
         )

@@ -1,35 +1,37 @@
-"""The step: what happens to one batch. It knows nothing of intervals, files or time."""
+"""One optimizer step and one evaluation of a model. No intervals, files or clocks here."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 
 import gin
 import keras
 import tensorflow as tf
 
 from igpt_tf import runtime
+from igpt_tf.errors import check_choice
 from igpt_tf.palette import Palette
-from igpt_tf.training import elementwise, strategies
-from igpt_tf.training.one_trace import OneTrace
+from igpt_tf.training import strategies
+from igpt_tf.training.compilation import Compilation
+from igpt_tf.training.optimization import averaged_weights
 
-_POSITIONS = 1024  # of a core at a time: never slower than its whole share, up to 3 % faster
+WEIGHTS = ("trained", "averaged")
 
 
 @gin.register("step_options")
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How a step is carried out.
+    """How a step is executed.
 
     Attributes:
-        gradient_accumulation_steps: Parts a replica's share of a batch is cut into, one after the
-            other in memory, before the one optimizer step. None cuts on CPUs only, so that a core
-            has about a thousand positions at a time, which take less memory and lie in its caches.
-        clip_norm: Largest global norm of the whole batch's gradient; None does not clip.
+        gradient_accumulation_steps: Number of microbatches into which a replica's share of a batch
+            is divided; their gradients are added before the one optimizer step. None divides on
+            CPUs only, so that a core computes about a thousand positions at a time.
+        clip_norm: Maximum global norm of the whole batch's gradient; None does not clip.
         jit_compile: Whether XLA compiles the forward and backward pass; None compiles where there
             is an accelerator (on CPUs TensorFlow's own kernels are faster).
-        steps_per_execution: Optimizer steps the host asks for at once: more than 1 where a step is
-            so short that the host's work between two steps shows, as on a TPU.
+        steps_per_execution: Optimizer steps per call from the host: more than 1 where a step is so
+            short that the host's work between two steps shows, as on a TPU.
     """
 
     gradient_accumulation_steps: int | None = None
@@ -39,20 +41,25 @@ class StepOptions:
 
 
 class Trainer:
-    """One optimizer step and one evaluation, on any `tf.distribute` strategy.
+    """Trains and evaluates a model on any `tf.distribute` strategy.
 
     Build it, the model and the optimizer inside `strategy.scope()`.
 
     Args:
-        model: An `ImageGPT`.
-        objective: `Autoregressive`, `Masked` or, with labels in the batches, `Joint`.
+        model: An `ImageGPT`, or a `Classifier`.
+        objective: An `Objective`, or `Joint` for a `Classifier`.
         optimizer: A Keras optimizer; its variables are created here.
-        palette: Encodes images that arrive without tokens, on the device.
-        batch_size: The global batch size.
+        palette: Palette that encodes images that arrive without tokens, on the device.
+        batch_size: Global batch size.
+        weights: Weights to evaluate, "trained" or "averaged".
         gradient_accumulation_steps, clip_norm, jit_compile, steps_per_execution: See `StepOptions`.
 
     Raises:
-        InputError: The batch does not cut evenly into replicas and their parts.
+        InputError: The batch does not divide evenly into replicas and microbatches.
+
+    Example:
+        trainer = Trainer(model, Autoregressive(), keras.optimizers.Adam(), palette, batch_size=8)
+        loss = trainer.train_step({"tokens": tokens})
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class Trainer:
         palette: Palette,
         *,
         batch_size: int,
+        weights: str = "trained",
         gradient_accumulation_steps: int | None = None,
         clip_norm: float | None = None,
         jit_compile: bool | None = None,
@@ -77,48 +85,44 @@ class Trainer:
         self.steps_per_execution = steps_per_execution
         self.strategy = tf.distribute.get_strategy()
         strategies.check_batch_size(self.strategy, batch_size, gradient_accumulation_steps)
-        jit_compile = runtime.has_accelerator() if jit_compile is None else jit_compile
-        network = model.network if objective.uses_labels else model
-        self._blocks = nullcontext if jit_compile else OneTrace(network).in_use
-        looped = not jit_compile and elementwise.worthwhile(network)
-        self._loops = elementwise.in_loops if looped else nullcontext
-        at_once = runtime.num_parallel_ops() // strategies.local_replicas(self.strategy)
-        self._most_branches = 1 if jit_compile else max(1, at_once)
-        self.gradient_accumulation_steps = gradient_accumulation_steps or self._few_positions(
-            network.sequence_length
+        self.compilation = Compilation(
+            model.network if objective.uses_labels else model,
+            self.strategy,
+            batch_size=batch_size,
+            jit_compile=jit_compile,
         )
+        self.num_microbatches = gradient_accumulation_steps or self.compilation.num_microbatches
+        self._averages = weights == "averaged"
         optimizer.build(model.trainable_variables)
-        # Only forward and backward are compiled: an apply inside XLA fails on mirrored replicas.
-        self._gradients = tf.function(self._accumulated_gradients, jit_compile=jit_compile)
-        self._score = tf.function(self._image_nats, jit_compile=jit_compile)
+        # Only forward and backward are compiled: the optimizer's update fails inside XLA on
+        # mirrored replicas.
+        self._gradients = self.compilation.compile(self._accumulated_gradients)
+        self._score = self.compilation.compile(self._image_nats)
 
-    def _few_positions(self, length: int) -> int:
-        """Parts of a replica's share in which each branch has as many images, and few positions."""
-        images, left = divmod(
-            self.batch_size, self.strategy.num_replicas_in_sync * self._most_branches
-        )
-        if left or self._most_branches == 1:
-            return 1
-        return runtime.largest_divisor(images, images * length // _POSITIONS)
-
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(self, batch: dict) -> tf.Tensor:
         """Takes one optimizer step, or `steps_per_execution` of them.
 
         Args:
             batch: {"tokens": int32[b,T]} or {"images": uint8[b,H,W,3]} with the objective's
-                draws; b is the share of one replica. With several steps per call, a leading axis
-                holds their batches.
+                random inputs; b is the share of one replica. With several steps per call, a leading
+                axis holds their batches.
 
         Returns:
-            nats_per_token float32[], the mean over the global batch before the step, or the mean
-            of those of all steps.
+            nats_per_token float32[]: mean over the global batch before the step, or the mean of
+            those of all steps.
         """
         if self.steps_per_execution == 1:
             return self._step(batch)
-        losses = tf.zeros([])
-        for i in tf.range(self.steps_per_execution):
-            losses += self._step(batch, i)
+
+        def add_step(index, losses):
+            return index + 1, losses + self._step(batch, index)
+
+        _, losses = tf.while_loop(
+            lambda index, _: index < self.steps_per_execution,
+            add_step,
+            (tf.constant(0), tf.zeros([])),
+        )
         return losses / self.steps_per_execution
 
     def _step(self, batch, index=None):
@@ -130,50 +134,61 @@ class Trainer:
             batch = {name: x[index] for name, x in batch.items()}
         loss, gradients = self._gradients(batch)
         if self.clip_norm is not None:
-            gradients = self._clipped(gradients)
+            gradients = self._clip(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         return loss
 
-    def _clipped(self, gradients):
-        """Clips the gradient of the global batch, so that the number of replicas is no matter."""
+    def _clip(self, gradients):
+        """Clips the gradient of the global batch, independently of the number of replicas."""
         replicas = tf.distribute.get_replica_context()
         gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
-        # Keras sums over the replicas once more.
+        # The optimizer sums over the replicas once more.
         return [gradient / self.strategy.num_replicas_in_sync for gradient in gradients]
 
     def _accumulated_gradients(self, batch):
-        """The loss float32[] and gradients of the replica's share, part after part."""
-        if self.gradient_accumulation_steps == 1:
+        """Loss float32[] and gradients of the replica's share, one microbatch after the other."""
+        if self.num_microbatches == 1:
             return self._loss_and_gradients(batch)
-        parts = {
-            name: tf.reshape(x, (self.gradient_accumulation_steps, -1, *x.shape[1:]))
+        microbatches = {
+            name: tf.reshape(x, (self.num_microbatches, -1, *x.shape[1:]))
             for name, x in batch.items()
         }
-        loss, gradients = self._loss_and_gradients({name: x[0] for name, x in parts.items()})
-        for i in tf.range(1, self.gradient_accumulation_steps):
-            part = self._loss_and_gradients({name: x[i] for name, x in parts.items()})
-            loss, gradients = tf.nest.map_structure(tf.add, (loss, gradients), part)
+
+        def microbatch(index):
+            return self._loss_and_gradients({name: x[index] for name, x in microbatches.items()})
+
+        def add_microbatch(index, *sums):
+            loss, gradients = microbatch(index)
+            added = [tf.add(a, b) for a, b in zip(sums, [loss, *gradients], strict=True)]
+            return index + 1, *added
+
+        loss, gradients = microbatch(0)
+        _, loss, *gradients = tf.while_loop(
+            lambda index, *_: index < self.num_microbatches,
+            add_microbatch,
+            (tf.constant(1), loss, *gradients),
+        )
         return loss, gradients
 
     def _loss_and_gradients(self, batch):
         variables = [variable.value for variable in self.model.trainable_variables]
-        with self._loops():
+        with self.compilation.tracing():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
-                # Keras sums gradients over replicas, so the global count divides exactly once.
+                # The optimizer sums gradients over replicas: divide by the global count, once.
                 loss = tf.reduce_sum(self._image_nats(batch)) / self.batch_size
             gradients = tape.gradient(loss, variables)
         return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    @tf.function
+    @tf.function(autograph=False)
     def weights_are_finite(self) -> tf.Tensor:
-        """Whether every weight is a number, bool[]; a step may spoil them after its loss."""
+        """Whether every weight is finite, bool[]; a step may spoil them after its loss."""
         finite = [tf.reduce_all(tf.math.is_finite(w.value)) for w in self.model.weights]
         return tf.reduce_all(tf.stack(finite))
 
     def evaluate(self, batches: Iterable[dict]) -> float:
-        """Mean nats per token over batches that carry a "weight" float32[b] for each image."""
+        """Mean nats per token over batches with a "weight" float32[b] per image."""
         total = count = 0.0
         for batch in batches:
             batch_total, batch_count = self._evaluation_step(batch)
@@ -181,7 +196,13 @@ class Trainer:
             count += float(batch_count)
         return total / count
 
-    @tf.function
+    def evaluation_weights(self) -> contextlib.AbstractContextManager:
+        """Context in which the model has the weights to evaluate: the trained or averaged ones."""
+        if self._averages:
+            return averaged_weights(self.model, self.optimizer)
+        return contextlib.nullcontext()
+
+    @tf.function(autograph=False)
     def _evaluation_step(self, batch):
         sums = self.strategy.run(self._replica_evaluation, args=(batch,))
         return tuple(self.strategy.reduce(tf.distribute.ReduceOp.SUM, s, axis=None) for s in sums)
@@ -192,24 +213,39 @@ class Trainer:
         return tf.reduce_sum(nats * weight), tf.reduce_sum(weight)
 
     def _image_nats(self, batch):
-        """nats per token float32[b] of each image."""
-        with self._blocks(), self._loops():
-            return tf.concat([self._branch_nats(part) for part in self.branches(batch)], axis=0)
-
-    def branches(self, batch: dict) -> list[dict]:
-        """Parts of a batch whose operations nothing orders, so that each core can take one."""
-        number = next(iter(batch.values())).shape[0]
-        sizes = runtime.near_equal_sizes(number, self._most_branches)
-        columns = {name: tf.split(x, sizes) for name, x in batch.items()}
-        return [{name: parts[i] for name, parts in columns.items()} for i in range(len(sizes))]
+        """Nats per token of each image, float32[b]."""
+        with self.compilation.tracing():
+            branches = self.compilation.branches(batch)
+            return tf.concat([self._branch_nats(branch) for branch in branches], axis=0)
 
     def _branch_nats(self, batch):
-        unused = (
-            ("tokens", "images") if self.objective.uses_labels else ("tokens", "images", "labels")
-        )
-        draws = {key: batch[key] for key in batch if key not in unused}
-        return self.objective(self.model, self.tokens(batch), **draws)
+        inputs = {key: x for key, x in batch.items() if key not in ("tokens", "images", "labels")}
+        if self.objective.uses_labels:
+            inputs["labels"] = batch["labels"]
+        return self.objective(self.model, self.tokens(batch), **inputs)
 
     def tokens(self, batch: dict) -> tf.Tensor:
-        """int32[b,T] of a batch, in whichever form it came."""
+        """Tokens int32[b,T] of a batch of tokens or images."""
         return batch["tokens"] if "tokens" in batch else self.palette.encode_tensor(batch["images"])
+
+
+def set_precision(name: str, precision: str) -> None:
+    """Sets Keras' dtype policy. `name`: gin name of the setting. Raises: InputError."""
+    check_choice(name, precision, ("float32", "mixed_bfloat16"))
+    keras.config.set_dtype_policy(precision)
+
+
+def float32_model(model: keras.Model, build: Callable[[], keras.Model]) -> keras.Model:
+    """The model to export: the same weights, computing in float32. `build` makes an equal model."""
+    if model.compute_dtype == "float32":
+        return model
+    keras.config.set_dtype_policy("float32")
+    exported = build()
+    exported.set_weights(model.get_weights())
+    return exported
+
+
+def quantizes_on_device(name: str, quantize_on: str) -> bool:
+    """Whether the palette is applied on the device. `name`: gin name. Raises: InputError."""
+    check_choice(name, quantize_on, ("auto", "host", "device"))
+    return quantize_on == "device" or (quantize_on == "auto" and runtime.has_accelerator())

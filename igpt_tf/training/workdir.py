@@ -2,17 +2,19 @@
 
 import contextlib
 import fcntl
-import json
 import os
 
 import tensorflow as tf
 
+from igpt_tf import config, files, runtime
 from igpt_tf.errors import InputError, is_full_disk
 from igpt_tf.palette import Palette
+from igpt_tf.training import strategies
 
-# What a run that goes on may change: none of these has a say in a step, nor in which steps are
-# measured. A rewound window alone begins where a checkpoint lies and ends where a report noticed.
-_FREE = {
+# Settings that may change when a run is resumed: none of them affects a step, nor which steps are
+# measured. A rewound window alone begins where a checkpoint was saved and ends where a report was
+# written.
+_CHANGEABLE = {
     "train.export",
     "train.num_rewinds",
     "intervals.log_every",
@@ -26,37 +28,42 @@ _FREE = {
 
 
 class Workdir:
-    """Paths of a run's files, and the checks made when a run starts in them.
+    """Paths of a run's files, and the checks made when a run starts.
 
-    Opening creates the folder and locks it until the process ends, however it ends.
+    The constructor creates the folder and locks it until the process ends, however it ends.
 
     Args:
-        path: The folder of the run.
-        worker: Which host this is. The chief, 0, writes the run's files; the others, who must write
-            checkpoints too, do so in `.workers/NUMBER`.
+        path: Folder of the run.
+        worker: Index of this worker. The chief, 0, writes the run's files; the others, who must
+            save checkpoints too, write into `.workers/INDEX`.
+
+    Attributes:
+        path: As given.
+        is_chief: Whether this worker writes the run's files.
 
     Raises:
-        InputError: The folder cannot be written, a file lies where the exports go, or another
+        InputError: The folder cannot be written, a file is in the place of the exports, or another
             process is training in it.
     """
 
     def __init__(self, path: str, worker: int = 0):
-        self.run = path
-        self.path = os.path.join(path, ".workers", str(worker)) if worker else path
+        self.path = path
+        self.is_chief = worker == 0
+        self._own = path if self.is_chief else os.path.join(path, ".workers", str(worker))
         try:
             for folder in ("checkpoints", "summaries", "samples"):
                 os.makedirs(self.file(folder), exist_ok=True)
             self._lock = open(self.file(".lock"), "w")
         except OSError as error:
             raise InputError(f"the workdir cannot be written ({error}). Received: {path}") from None
-        export = self.file("export")  # looked at now, as it is written at the very end
+        export = self.file("export")  # checked now, because it is written at the very end
         if os.path.lexists(export) and not os.path.isdir(export):
             raise InputError(
-                "something lies where the folder of the SavedModels goes; move it away and start "
+                "a file is in the place of the folder of the SavedModels; move it away and start "
                 f"again. Received: {export}"
             )
         try:
-            # The kernel drops the lock with the process: a dead run leaves no obstacle.
+            # The kernel releases the lock when the process ends, so no lock is ever stale.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
@@ -64,94 +71,148 @@ class Workdir:
             ) from None
 
     def file(self, *names: str) -> str:
-        """The path of a file that this host writes."""
-        return os.path.join(self.path, *names)
+        """Path of a file that this worker writes."""
+        return os.path.join(self._own, *names)
 
-    @property
-    def is_chief(self) -> bool:
-        """Whether this host writes the run's files."""
-        return self.path == self.run
+    def shared_file(self, *names: str) -> str:
+        """Path of a file of the run, which the chief writes and every worker reads."""
+        return os.path.join(self.path, *names)
 
     def claim(self, configuration: str, palette: Palette) -> None:
         """Writes the operative configuration and the palette, unless another run's are there.
 
         Args:
-            configuration: The operative gin text.
-            palette: The run's; gin knows no more of it than its file's name.
+            configuration: Operative gin text.
+            palette: The palette; gin only knows the name of its file.
 
         Raises:
-            InputError: See `refuse_another`, or the file is damaged.
+            InputError: See `refuse_other_run`.
         """
-        refuse_another(self.path, configuration, palette, is_finished=self.result() is not None)
+        is_finished = self.result() is not None
+        refuse_other_run(self._own, configuration, palette, is_finished=is_finished)
         path = self.file("operative_config.gin")
-        before = _read(path)
-        if before is None or _bindings(before) != _bindings(configuration):
-            write_atomically(path, configuration)
+        before = _read_configuration(path)
+        if before is None or before != config.parse_bindings(configuration):
+            files.write_text(path, configuration)
         if not os.path.exists(self.file("palette.npy")):
             palette.save(self.file("palette.npy"))
 
     def result(self) -> dict | None:
-        """The numbers of a finished run, or None. Raises: InputError: the file is damaged."""
-        path = os.path.join(self.run, "result.json")
+        """Numbers of a finished run, or None. Raises: InputError: the file is damaged."""
+        path = self.shared_file("result.json")
         if not os.path.exists(path):
             return None
-        mend = "remove it and start again: it is made anew from the checkpoints"
-        with naming_a_damaged_file(path, mend), open(path, encoding="utf-8") as file:
-            return dict(json.load(file))
+        return files.read_json(
+            path,
+            description="the result of the run",
+            fix="remove it and start again: it is made again from the checkpoints",
+            schema=dict,
+        )
 
     def write_result(self, result: dict) -> None:
         """Writes `result.json`, which marks the run as finished."""
-        write_atomically(self.file("result.json"), json.dumps(result, indent=2) + "\n")
+        files.write_json(self.file("result.json"), result)
+
+
+def open_run(workdir: str, strategy: tf.distribute.Strategy, palette: Palette) -> Workdir | None:
+    """Opens a workdir for the configuration in force.
+
+    Returns None, after printing a message, if the run has finished.
+
+    Raises:
+        InputError: See `Workdir` and `refuse_other_run`.
+    """
+    folder = Workdir(workdir, strategies.worker_index(strategy))
+    with full_disk_error(workdir):
+        folder.claim(config.operative_text(), palette)
+        if folder.result():
+            print(f"this run is finished: {folder.shared_file('result.json')}")
+            return None
+        if folder.is_chief:
+            runtime.append_environment(workdir)
+    return folder
+
+
+def check_run(workdir: str | None, palette: Palette) -> None:
+    """Raises the InputErrors of `open_run` that show without writing; for dry runs."""
+    if workdir:
+        refuse_unwritable(workdir)
+        is_finished = os.path.exists(os.path.join(workdir, "result.json"))
+        refuse_other_run(workdir, config.operative_text(), palette, is_finished=is_finished)
 
 
 def refuse_unwritable(path: str) -> None:
-    """Raises: InputError if a folder cannot be made or written there; makes and writes nothing."""
-    there = os.path.abspath(path)
-    while not os.path.exists(there):
-        there = os.path.dirname(there)
-    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+    """Raises InputError if a folder cannot be created or written; creates and writes nothing."""
+    existing = os.path.abspath(path)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"the workdir cannot be written; choose another. Received: {path}")
 
 
-def refuse_another(
+def refuse_other_run(
     path: str, configuration: str, palette: Palette, *, is_finished: bool = False
 ) -> None:
     """Compares a configuration and a palette with those in a folder, if any; writes nothing.
 
-    A run that goes on may change what has no say in its steps: `train.export`,
-    `train.num_rewinds`, and `intervals` but for the evaluations, which choose the best step.
+    A resumed run may change what does not affect its steps: `train.export`, `train.num_rewinds`,
+    and `intervals` except those of the evaluations, which choose the best step.
 
     Args:
-        path: A folder that holds `operative_config.gin` and `palette.npy`, or not.
-        configuration: The operative gin text.
-        palette: The run's.
-        is_finished: Whether the folder's run is: then nothing of it may change.
+        path: Folder with `operative_config.gin` and `palette.npy`, or without.
+        configuration: Operative gin text.
+        palette: The palette.
+        is_finished: Whether the folder's run has finished: then nothing may change.
 
     Raises:
-        InputError: The folder belongs to another configuration, and names the first difference; or
-            to another palette.
+        InputError: The folder belongs to another configuration or palette; the first difference is
+            named. Or a file is damaged.
     """
-    before = _read(os.path.join(path, "operative_config.gin"))
-    free = set() if is_finished else _FREE
-    if before is None:
-        difference = None
-    else:
-        difference = _first_difference(_bindings(before), _bindings(configuration), free)
-    if difference:
+    before = _read_configuration(os.path.join(path, "operative_config.gin"))
+    if before is not None:
+        changeable = set() if is_finished else _CHANGEABLE
+        difference = _first_difference(before, config.parse_bindings(configuration), changeable)
+        if difference:
+            raise InputError(
+                "the workdir belongs to another configuration; choose another workdir or the "
+                f"same bindings. Received: {difference}, workdir={path}"
+            )
+    _refuse_other_palette(os.path.join(path, "palette.npy"), palette)
+
+
+def _read_configuration(path: str) -> dict[str, str] | None:
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            bindings = config.parse_bindings(file.read())
+        reason = "it is empty" if not bindings else None
+    except (OSError, ValueError) as error:  # of which InputError is one
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
         raise InputError(
-            "the workdir belongs to another configuration; choose another workdir or the "
-            f"same bindings. Received: {difference}, workdir={path}"
+            f"the configuration of the run is damaged ({reason}); remove it and start again with "
+            f"the run's own files and bindings. Received: {path}"
         )
-    _refuse_another_palette(os.path.join(path, "palette.npy"), palette)
+    return bindings
 
 
-def _refuse_another_palette(path: str, palette: Palette) -> None:
+def _first_difference(before: dict, now: dict, changeable: set[str]) -> str | None:
+    for name in sorted((before.keys() | now.keys()) - changeable):
+        if before.get(name) != now.get(name):
+            return f"{name} = {now.get(name, '(unset)')} where it was {before.get(name, '(unset)')}"
+    return None
+
+
+def _refuse_other_palette(path: str, palette: Palette) -> None:
     if not os.path.exists(path):
         return
     try:
         before = Palette.load(path)
     except InputError as error:
-        raise InputError(f"remove this file, and it is written again: {error}") from None
+        raise InputError(
+            f"the palette of the run is damaged; remove this file, and it is written again: {error}"
+        ) from None
     if before.fingerprint != palette.fingerprint:
         raise InputError(
             "the workdir belongs to another palette; choose another workdir, or the palette that "
@@ -161,32 +222,8 @@ def _refuse_another_palette(path: str, palette: Palette) -> None:
 
 
 @contextlib.contextmanager
-def naming_a_damaged_file(path: str, mend: str):
-    """Says in one line that a file of the run cannot be read, and how to mend it.
-
-    Args:
-        path: The file, which is only read inside.
-        mend: What to do, in words.
-
-    Raises:
-        InputError: In the place of what reading and parsing raise.
-    """
-    try:
-        yield
-    except (OSError, TypeError, ValueError, RecursionError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"a file of the run is damaged ({said}); {mend}. Received: {path}"
-        ) from None
-
-
-@contextlib.contextmanager
-def naming_a_full_disk(path: str):
-    """Says in one line that a file could not be written for lack of room.
-
-    Raises:
-        InputError: In the place of Python's or TensorFlow's error.
-    """
+def full_disk_error(path: str):
+    """Replaces Python's or TensorFlow's error of a full disk by an InputError."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
@@ -194,39 +231,5 @@ def naming_a_full_disk(path: str):
             raise
         raise InputError(
             "no space left on the disk; make room and start again: the run resumes from the newest "
-            f"whole checkpoint. Received: workdir={path}"
+            f"undamaged checkpoint. Received: workdir={path}"
         ) from None
-
-
-def write_atomically(path: str, text: str) -> None:
-    """Writes a file that is either whole or absent."""
-    with open(path + ".part", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(path + ".part", path)
-
-
-def _read(path: str) -> str | None:
-    if not os.path.exists(path):
-        return None
-    mend = "remove it and start again with the run's own files and bindings"
-    with naming_a_damaged_file(path, mend), open(path, encoding="utf-8") as file:
-        return file.read()
-
-
-def _bindings(text: str) -> dict[str, str]:
-    """gin text -> {'train.seed': '0', ...}; a value may continue over indented lines."""
-    bindings, name = {}, None
-    for line in text.splitlines():
-        if line.startswith((" ", "\t")) and name:
-            bindings[name] += " " + line.strip()
-        elif "=" in line and not line.startswith("#"):
-            name, value = (part.strip() for part in line.split("=", 1))
-            bindings[name] = value
-    return bindings
-
-
-def _first_difference(before: dict, now: dict, free: set[str]) -> str | None:
-    for name in sorted((before.keys() | now.keys()) - free):
-        if before.get(name) != now.get(name):
-            return f"{name} = {now.get(name, '(unset)')} where it was {before.get(name, '(unset)')}"
-    return None

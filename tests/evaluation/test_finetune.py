@@ -1,4 +1,4 @@
-"""Claims about fine-tuning: it learns, it resumes, its SavedModel classifies."""
+"""Tests of fine-tuning: it learns, it resumes, its SavedModel classifies."""
 
 import gc
 import json
@@ -14,8 +14,8 @@ from igpt_tf import config
 from igpt_tf.data import ArrayExamples, Source, digits
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import features, scores
-from igpt_tf.evaluation.finetune import finetune
-from igpt_tf.evaluation.tuning import Tuning, search
+from igpt_tf.evaluation.classifier_scores import Scorer, Scores
+from igpt_tf.evaluation.finetune import FineTuning, finetune, search
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint
 from igpt_tf.palette import Palette
@@ -23,7 +23,6 @@ from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_pretrained
-from igpt_tf.training.classification import Scorer, Scores
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.workdir import Workdir
 from tests.evaluation.tiny import write_tiny
@@ -74,7 +73,7 @@ def masked_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(saved_model, tmp_path_factory):
-    """A finished run over two learning rates."""
+    """Workdir of a finished run over two learning rates."""
     workdir = tmp_path_factory.mktemp("tuned")
     run(saved_model, workdir, *STEPS)
     return workdir
@@ -86,7 +85,7 @@ def weights_of(workdir, step):
     return {name: reader.get_tensor(name) for name in names if name.startswith("weights/")}
 
 
-def test_fine_tuning_beats_chance_and_the_better_rate_is_carried_on(tuned):
+def test_fine_tuning_beats_chance_and_continues_the_best_rate(tuned):
     result = json.loads((tuned / "result.json").read_text())
     assert result["accuracy"]["valid"] > 0.4  # a tenth by chance
     best = max(result["search"], key=lambda row: row["valid_accuracy"])
@@ -98,7 +97,7 @@ def test_fine_tuning_beats_chance_and_the_better_rate_is_carried_on(tuned):
     assert {"loss", "images_per_second"} <= lines[0].keys() or lines[0]["split"] == "valid"
 
 
-def test_the_confusion_matrix_counts_every_held_out_image_under_its_label(tuned):
+def test_confusion_matrix_counts_every_held_out_image_under_its_label(tuned):
     report = json.loads((tuned / "confusion.json").read_text())
     confusion = np.array(report["confusion"])
     np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(digits().valid.labels))
@@ -107,7 +106,7 @@ def test_the_confusion_matrix_counts_every_held_out_image_under_its_label(tuned)
     assert (tuned / "confusion.png").stat().st_size > 1000
 
 
-def test_the_signature_classify_is_the_live_model(tuned):
+def test_signature_classify_equals_the_live_model(tuned):
     saved = SavedModel(str(tuned / "export"))
     network, palette, _ = load_model(saved.path)
     model = Classifier(network, 10)
@@ -123,9 +122,7 @@ def test_the_signature_classify_is_the_live_model(tuned):
     assert np.mean(answer["labels"] == labels) == pytest.approx(result["accuracy"]["valid"])
 
 
-def test_a_fine_tuned_model_offers_classes_beside_all_that_a_pretrained_one_does(
-    tuned, saved_model, tmp_path
-):
+def test_fine_tuned_model_has_all_signatures_of_a_pretrained_one(tuned, saved_model, tmp_path):
     saved = SavedModel(str(tuned / "export"))
     of_pretrained = set(SavedModel(saved_model).signature_names)
     assert of_pretrained | {"classify", "classify_bytes"} == set(saved.signature_names)
@@ -149,7 +146,7 @@ def test_a_fine_tuned_model_offers_classes_beside_all_that_a_pretrained_one_does
     assert report["nats_per_token"] == pytest.approx(saved.metadata["nats_per_token"], rel=1e-4)
 
 
-def test_a_finished_run_is_left_alone(saved_model, tuned, capsys):
+def test_finished_run_is_left_alone(saved_model, tuned, capsys):
     before = (tuned / "result.json").stat().st_mtime_ns
     run(saved_model, tuned, *STEPS)
     assert "finished" in capsys.readouterr().out
@@ -157,10 +154,10 @@ def test_a_finished_run_is_left_alone(saved_model, tuned, capsys):
 
 
 @pytest.mark.parametrize("fatal", [pytest.param(3, marks=pytest.mark.slow), 9])
-def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_weights(
+def test_interrupted_run_ends_with_the_same_weights(
     saved_model, tuned, tmp_path, monkeypatch, fatal
 ):
-    # Evaluations 1 and 2 are of the first trial, 3 and 4 of the second, 5 to 12 of the run.
+    # Evaluations 1 and 2 belong to the first trial, 3 and 4 to the second, 5 to 12 to the run.
     calls, score = [], Scorer.score
 
     def dying(self, batches):
@@ -172,7 +169,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_weights(
     monkeypatch.setattr(Scorer, "score", dying)
     with pytest.raises(SystemExit):
         run(saved_model, tmp_path, *STEPS)
-    gc.collect()  # as the end of the process would drop its lock
+    gc.collect()  # releases the lock, as the end of the process would
     assert run(saved_model, tmp_path, *STEPS) == json.loads((tuned / "result.json").read_text())
     one, two = (weights_of(workdir, 500) for workdir in (tuned, tmp_path))
     assert one.keys() == two.keys()
@@ -180,7 +177,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_weights(
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-def test_a_run_that_stops_to_improve_ends_early_and_its_best_step_is_exported(
+def test_run_without_improvement_ends_early_and_exports_its_best_step(
     saved_model, tmp_path, monkeypatch
 ):
     accuracies = iter([0.3, 0.5, 0.4, 0.5, 0.4, 0.9, 0.9])
@@ -192,17 +189,18 @@ def test_a_run_that_stops_to_improve_ends_early_and_its_best_step_is_exported(
     assert not (tmp_path / "checkpoints" / "ckpt-60.index").exists()
 
 
-def test_a_rate_that_diverges_is_out_and_the_others_go_on(tmp_path):
+def test_diverging_rate_is_dropped(tmp_path):
     tried = []
 
     class Stub:
-        feed = SimpleNamespace(strategy=tf.distribute.get_strategy())
+        pipeline = SimpleNamespace(strategy=tf.distribute.get_strategy())
 
         def run(self, folder, rate, num_steps):
             tried.append(rate)
             if rate > 1:
                 raise NonFiniteLoss(0, num_steps)
-            return SimpleNamespace(checkpoints=SimpleNamespace(best_step=7, best_loss=0.25))
+            checkpoints = SimpleNamespace(best_step=7, best_loss=0.25)
+            return SimpleNamespace(checkpoints=checkpoints), None
 
     folder = Workdir(str(tmp_path))
     for _ in range(2):  # the second time from the files
@@ -214,9 +212,7 @@ def test_a_rate_that_diverges_is_out_and_the_others_go_on(tmp_path):
         search(Stub(), folder, [20.0, 30.0], 10)
 
 
-def test_a_masked_model_learns_and_answers_the_same_whatever_shares_its_batch(
-    masked_model, tmp_path
-):
+def test_masked_model_learns_and_predicts_independently_of_the_batch(masked_model, tmp_path):
     rate = "finetune.learning_rates = [0.01]"
     result = run(masked_model, tmp_path, rate, "finetune.num_steps = 300", *RARELY)
     assert result["accuracy"]["valid"] > 0.25
@@ -232,15 +228,16 @@ def test_a_masked_model_learns_and_answers_the_same_whatever_shares_its_batch(
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
-def test_only_from_scratch_starts_from_weights_of_its_own(saved_model, from_scratch):
+def test_only_from_scratch_starts_from_random_weights(saved_model, from_scratch):
     keras.utils.set_random_seed(5)
-    tuning = SimpleNamespace(
+    fine_tuning = SimpleNamespace(
         model=SavedModel(saved_model),
         from_scratch=from_scratch,
         objective=Joint(Autoregressive()),
         splits=SimpleNamespace(num_classes=10),
     )
-    classifier, (pretrained, _, _) = Tuning.new_classifier(tuning), load_model(saved_model)
+    classifier = FineTuning.new_classifier(fine_tuning)
+    pretrained, _, _ = load_model(saved_model)
     assert not np.any(classifier.head.numpy())
     pairs = zip(classifier.network.weights, pretrained.weights, strict=True)
     equal = [np.array_equal(own.numpy(), other.numpy()) for own, other in pairs]
@@ -252,7 +249,7 @@ def small_source(images, labels, class_names=("a", "b")):
     return Source(part, part, None, class_names, "digits")
 
 
-def test_the_test_part_has_a_line_of_its_own(saved_model, tmp_path):
+def test_test_split_has_a_line_of_its_own(saved_model, tmp_path):
     part = digits().valid.take(np.arange(40))
     source = Source(part, part, part, digits().class_names, "digits")
     rate = "finetune.learning_rates = [0.01]"
@@ -262,7 +259,7 @@ def test_the_test_part_has_a_line_of_its_own(saved_model, tmp_path):
     assert lines[-1]["accuracy"] == pytest.approx(result["accuracy"]["test"], rel=1e-5)
 
 
-def test_data_that_cannot_be_told_apart_are_refused_in_one_line(saved_model, tmp_path):
+def test_unsuitable_data_are_refused_in_one_line(saved_model, tmp_path):
     images = np.zeros((12, 8, 8, 3), "uint8")
     sources = {
         "no labels": small_source(images, None, None),
@@ -287,7 +284,7 @@ def test_data_that_cannot_be_told_apart_are_refused_in_one_line(saved_model, tmp
         ("build_optimizer.learning_rate = 0.1", "build_optimizer"),
     ],
 )
-def test_a_mistaken_configuration_is_refused(saved_model, tmp_path, binding, message):
+def test_wrong_configuration_is_refused(saved_model, tmp_path, binding, message):
     import igpt_tf.training.train  # noqa: F401 - so that gin knows build_optimizer
 
     with pytest.raises((InputError, ValueError), match=message):

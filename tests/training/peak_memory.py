@@ -28,7 +28,7 @@ def step_peak(model: ImageGPT, palette: Palette, batch_size: int) -> int:
         keras.optimizers.SGD(),
         palette,
         batch_size=batch_size,
-        accumulation=1,
+        gradient_accumulation_steps=1,
         jit_compile=False,
     )
     batch = {"tokens": tf.zeros((batch_size, model.sequence_length), "int32")}

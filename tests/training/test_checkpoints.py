@@ -1,4 +1,4 @@
-"""Claims about what is kept: everything to go on from, and the best weights."""
+"""Tests of checkpoints: the state to resume from, and the best weights."""
 
 import errno
 
@@ -30,7 +30,7 @@ def values(*owners):
     return {float(x) for variable in variables for x in np.unique(variable.numpy())}
 
 
-def test_every_weight_and_every_slot_of_the_optimizer_comes_back(tmp_path):
+def test_every_weight_and_every_optimizer_variable_is_restored(tmp_path):
     model, optimizer, checkpoints = new_state(tmp_path)
     fill(model, optimizer, 3)
     checkpoints.save(7)
@@ -40,11 +40,11 @@ def test_every_weight_and_every_slot_of_the_optimizer_comes_back(tmp_path):
     assert {float(np.max(v.numpy())) for v in optimizer.variables} == {3.0}
 
 
-def test_the_best_held_out_weights_come_back_whatever_came_after(tmp_path):
+def test_best_weights_are_restored(tmp_path):
     model, optimizer, checkpoints = new_state(tmp_path)
     for step, nats in ((1, 2.0), (2, 1.0), (3, 1.5)):
         fill(model, optimizer, step)
-        checkpoints.note_heldout(step, nats)
+        checkpoints.keep_if_best(step, nats)
         checkpoints.save(step)
     assert checkpoints.restore_best() == 2
     assert values(model) == {2.0}
@@ -58,11 +58,11 @@ def best_files(directory):
     return sorted(path.stem for path in (directory / "best").glob("best-*.index"))
 
 
-def test_the_best_weights_that_a_checkpoint_names_stay_however_many_better_ones_follow(tmp_path):
+def test_best_weights_that_a_checkpoint_names_are_kept(tmp_path):
     model, optimizer, checkpoints = new_state(tmp_path)
     for step in range(1, 10):  # nine evaluations, then killed
         fill(model, optimizer, step)
-        checkpoints.note_heldout(step, 2 - step / 10)
+        checkpoints.keep_if_best(step, 2 - step / 10)
         if step in (1, 5):
             checkpoints.save(step)
     assert best_files(tmp_path) == ["best-1", "best-5", "best-9"]
@@ -71,13 +71,13 @@ def test_the_best_weights_that_a_checkpoint_names_stay_however_many_better_ones_
     assert resumed.restore_best() == 5 and values(model) == {5.0}
 
 
-def test_best_weights_that_nothing_names_any_more_are_removed(tmp_path):
+def test_best_weights_that_no_checkpoint_names_are_removed(tmp_path):
     _, _, checkpoints = new_state(tmp_path)
     for step in (1, 2, 3):
-        checkpoints.note_heldout(step, 1 / step)
+        checkpoints.keep_if_best(step, 1 / step)
         checkpoints.save(step)
     assert best_files(tmp_path) == ["best-2", "best-3"]  # two checkpoints are kept
-    checkpoints.note_heldout(4, 1 / 4)
+    checkpoints.keep_if_best(4, 1 / 4)
     _, _, resumed = new_state(tmp_path)  # killed before a checkpoint named the fourth
     resumed.restore_newest()
     resumed.save(4)
@@ -86,17 +86,17 @@ def test_best_weights_that_nothing_names_any_more_are_removed(tmp_path):
     assert all(path.name.startswith("best-3.") for path in (tmp_path / "best").glob("best-*"))
 
 
-def test_best_weights_that_found_no_room_cost_none_of_those_before(tmp_path, monkeypatch):
+def test_best_weights_survive_a_full_disk(tmp_path, monkeypatch):
     model, optimizer, checkpoints = new_state(tmp_path)
     fill(model, optimizer, 1)
-    checkpoints.note_heldout(1, 1.0)
+    checkpoints.keep_if_best(1, 1.0)
 
-    def no_room(*_, **__):
+    def full_disk(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tf.train.Checkpoint, "write", no_room)
+    monkeypatch.setattr(tf.train.Checkpoint, "write", full_disk)
     with pytest.raises(OSError):
-        checkpoints.note_heldout(2, 0.5)
+        checkpoints.keep_if_best(2, 0.5)
     assert checkpoints.best_step == 1
     assert checkpoints.restore_best() == 1 and values(model) == {1.0}
 
@@ -108,11 +108,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert {path.name for path in tmp_path.glob("ckpt-*.index")} == {"ckpt-3.index", "ckpt-4.index"}
 
 
-def test_without_checkpoints_a_run_starts_at_step_zero(tmp_path):
+def test_run_without_checkpoints_starts_at_step_zero(tmp_path):
     assert new_state(tmp_path)[2].restore_newest() == 0
 
 
-def test_if_all_checkpoints_are_damaged_the_run_stops_instead_of_starting_anew(tmp_path):
+def test_run_with_damaged_checkpoints_only_is_refused(tmp_path):
     _, _, checkpoints = new_state(tmp_path)
     checkpoints.save(1)
     next(tmp_path.glob("ckpt-1.data*")).write_bytes(b"")
@@ -120,7 +120,7 @@ def test_if_all_checkpoints_are_damaged_the_run_stops_instead_of_starting_anew(t
         new_state(tmp_path)[2].restore_newest()
 
 
-def test_a_checkpoint_of_another_model_is_not_taken(tmp_path):
+def test_checkpoint_of_another_model_is_refused(tmp_path):
     _, _, checkpoints = new_state(tmp_path)
     checkpoints.save(1)
     model = ImageGPT(image_size=(2, 2), vocabulary_size=3, num_layers=3, hidden_dim=4, num_heads=2)
@@ -132,13 +132,13 @@ def test_a_checkpoint_of_another_model_is_not_taken(tmp_path):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'model_checkpoint_path: "ckpt', b""])
 @pytest.mark.parametrize("folder", [".", "best"])
-def test_a_damaged_list_is_named_and_without_it_the_checkpoints_are_found(
+def test_damaged_list_is_named_and_without_it_the_checkpoints_are_found(
     tmp_path, capfd, folder, content
 ):
     model, optimizer, checkpoints = new_state(tmp_path)
     for step in (9, 10):
         fill(model, optimizer, step)
-        checkpoints.note_heldout(step, 1 / step)
+        checkpoints.keep_if_best(step, 1 / step)
         checkpoints.save(step)
     listed = tmp_path / folder / "checkpoint"
     listed.write_bytes(content)
@@ -151,7 +151,33 @@ def test_a_damaged_list_is_named_and_without_it_the_checkpoints_are_found(
     assert checkpoints.restore_best() == 10
 
 
-def test_a_list_cut_short_does_not_start_a_run_anew(tmp_path):
+def test_truncated_list_does_not_restart_a_run(tmp_path):
     new_state(tmp_path)[2].save(7)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-7"\n')
     assert new_state(tmp_path)[2].restore_newest() == 7
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*b", "what?", "back\\slash", "[ab]/run"])
+def test_folders_with_pattern_characters_work(tmp_path, name):
+    model, optimizer, checkpoints = new_state(tmp_path / name)
+    for step in (1, 2, 3):
+        fill(model, optimizer, step)
+        checkpoints.keep_if_best(step, 1 / step)
+        checkpoints.save(step)
+    kept = {path.name for path in (tmp_path / name).iterdir() if path.suffix == ".index"}
+    assert kept == {"ckpt-2.index", "ckpt-3.index"}
+    model, _, resumed = new_state(tmp_path / name, seed=1)
+    assert resumed.restore_newest() == 3 and values(model) == {3.0}
+    assert resumed.restore_best() == 3
+    next(path for path in (tmp_path / name).iterdir() if "3.data" in path.name).write_bytes(b"")
+    assert new_state(tmp_path / name)[2].restore_newest() == 2
+
+
+def test_damaged_checkpoint_is_named_by_the_path_of_the_user(tmp_path, caplog):
+    folder = tmp_path / "lr[0.1]"
+    _, _, checkpoints = new_state(folder)
+    checkpoints.save(1)
+    checkpoints.save(2)
+    (folder / "ckpt-2.index").write_bytes(b"")
+    assert new_state(folder)[2].restore_newest() == 1
+    assert f"checkpoint {folder}/ckpt-2 is damaged" in caplog.text

@@ -1,4 +1,4 @@
-"""Claims about one step, and about the same step on several replicas."""
+"""Tests of one step, and of the same step on several replicas."""
 
 import functools
 import json
@@ -11,100 +11,64 @@ import pytest
 import tensorflow as tf
 
 from igpt_tf import runtime
-from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive, Masked
-from igpt_tf.palette import Palette
-from igpt_tf.training import elementwise
+from igpt_tf.training import compilation
 from igpt_tf.training.optimization import averaged_weights
-from igpt_tf.training.trainer import Trainer
-
-PALETTE = Palette.grey(7)
+from tests.training.small_runs import PALETTE, images_of, losses, small_trainer
 
 
-def small_trainer(objective=None, sizes=None, **arguments):
-    objective = objective or Autoregressive()
-    keras.utils.set_random_seed(0)
-    shape = {"image_size": (4, 4), "num_layers": 2, "hidden_dim": 8, "num_heads": 2}
-    shape |= {"vocabulary_size": 7, "causal": objective.causal}
-    model = ImageGPT(**shape | (sizes or {}))
-    adam = keras.optimizers.Adam(0.01)
-    return Trainer(model, objective, adam, PALETTE, **{"batch_size": 8, **arguments})
-
-
-def images_of(step, number=8):
-    levels = np.random.default_rng(step).integers(0, 256, (number, 4, 4, 1), dtype="uint8")
-    return np.repeat(levels, 3, axis=-1)
-
-
-def losses(trainer, steps=5, **extra):
-    return [
-        float(trainer.train_step({"tokens": tf.constant(PALETTE.encode(images_of(s))), **extra}))
-        for s in range(steps)
-    ]
-
-
-def test_the_compiled_step_equals_the_plain_one():
+def test_compiled_step_equals_the_uncompiled_one():
     compiled = losses(small_trainer(jit_compile=True))
     np.testing.assert_allclose(compiled, losses(small_trainer(jit_compile=False)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_step_that_recomputes_its_blocks_trains_alike(jit_compile):
+def test_rematerialised_step_gives_equal_losses(jit_compile):
     again = small_trainer(sizes={"remat": True}, jit_compile=jit_compile)
     kept = small_trainer(jit_compile=jit_compile)
     np.testing.assert_allclose(losses(again), losses(kept), rtol=1e-6)
 
 
 @pytest.mark.parametrize("objective", [Autoregressive(), Masked(0.5)])
-def test_cores_that_take_parts_of_a_batch_train_and_judge_alike(objective, monkeypatch):
-    def judged():
+def test_branches_of_a_batch_give_equal_losses_and_evaluations(objective, monkeypatch):
+    def results():
         trainer, random_inputs = small_trainer(objective), {}
         if not objective.causal:
             random_inputs["masked"] = tf.constant(np.random.default_rng(0).random((8, 16)) < 0.5)
-        taken = losses(trainer, **random_inputs)
+        step_losses = losses(trainer, **random_inputs)
         tokens = tf.constant(PALETTE.encode(images_of(9)))
         weight = tf.constant([1.0] * 5 + [0.0] * 3)
-        return len(trainer.branches({"tokens": tokens})), [
-            *taken,
+        return len(trainer.compilation.branches({"tokens": tokens})), [
+            *step_losses,
             trainer.evaluate([{"tokens": tokens, "weight": weight, **random_inputs}]),
         ]
 
-    one, alone = judged()
+    one, expected = results()
     monkeypatch.setattr(runtime, "num_parallel_ops", lambda: 3)
-    three, apart = judged()
+    three, measured = results()
     assert (one, three) == (1, 3)  # 8 images: 2, 3 and 3
-    np.testing.assert_allclose(apart, alone, rtol=1e-6)
+    np.testing.assert_allclose(measured, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("batch_size", "length", "branches", "parts"),
     [
-        (16, 256, 2, 2),  # 4 images, 1,024 positions a core
+        (16, 256, 2, 2),  # 4 images, 1,024 positions per core
         (2, 1024, 2, 1),
         (16, 1024, 2, 8),
-        (18, 256, 2, 1),  # 9 images a core are no 2 parts
-        (6, 1024, 4, 1),  # nor have 4 cores as many of 6
-        (64, 256, 1, 1),  # cores that share operations want the whole
+        (18, 256, 2, 1),  # 9 images per core do not divide by 2
+        (6, 1024, 4, 1),  # 6 images do not divide by 4 cores
+        (64, 256, 1, 1),  # cores that share operations take the whole batch
     ],
 )
-def test_a_core_has_about_a_thousand_positions_at_a_time(
+def test_microbatches_have_about_a_thousand_positions_per_core(
     batch_size, length, branches, parts, monkeypatch
 ):
     monkeypatch.setattr(runtime, "num_parallel_ops", lambda: branches)
-    sizes = {"image_size": (length // 16, 16)}
-    assert small_trainer(sizes=sizes, batch_size=batch_size).gradient_accumulation_steps == parts
-    assert (
-        small_trainer(
-            sizes=sizes, batch_size=batch_size, gradient_accumulation_steps=2
-        ).gradient_accumulation_steps
-        == 2
-    )
-    assert (
-        small_trainer(
-            sizes=sizes, batch_size=batch_size, jit_compile=True
-        ).gradient_accumulation_steps
-        == 1
-    )
+    arguments = {"sizes": {"image_size": (length // 16, 16)}, "batch_size": batch_size}
+    assert small_trainer(**arguments).num_microbatches == parts
+    assert small_trainer(**arguments, gradient_accumulation_steps=2).num_microbatches == 2
+    assert small_trainer(**arguments, jit_compile=True).num_microbatches == 1
 
 
 def step_graph(**arguments):
@@ -119,20 +83,20 @@ def compiled_functions(**arguments):
     return sum(function.attr["_XlaMustCompile"].b for function in functions)
 
 
-def test_elementwise_chains_compiled_by_xla_train_alike(monkeypatch):
+def test_fused_elementwise_chains_give_equal_losses(monkeypatch):
     compiled, number = losses(small_trainer(jit_compile=False)), compiled_functions()
-    monkeypatch.setattr(elementwise, "worthwhile", lambda _: False)
+    monkeypatch.setattr(compilation, "fusion_is_faster", lambda _: False)
     np.testing.assert_allclose(compiled, losses(small_trainer(jit_compile=False)), rtol=1e-6)
     assert number > 0 == compiled_functions()
 
 
-def test_no_chain_is_compiled_where_memory_is_short_or_xla_is_not_there(monkeypatch):
+def test_no_chain_is_fused_with_remat_or_without_xla(monkeypatch):
     assert compiled_functions(sizes={"remat": True}) == 0
 
-    def unknown(function):
+    def without_xla(function):
         raise tf.errors.NotFoundError(None, None, "no registered platform")
 
-    monkeypatch.setattr(elementwise, "_compiled", unknown)
+    monkeypatch.setattr(compilation, "compile_elementwise", without_xla)
     assert compiled_functions() == 0
 
 
@@ -142,12 +106,12 @@ def step_nodes(num_layers):
     return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
 
 
-def test_a_block_is_traced_once_however_many_there_are():
+def test_blocks_share_one_traced_function():
     two, four = step_nodes(2), step_nodes(4)
     assert four - two < 0.2 * two
 
 
-def test_images_quantised_in_the_step_train_like_tokens_from_the_host():
+def test_images_quantized_on_the_device_give_equal_losses():
     trainer = small_trainer(jit_compile=True)
     on_device = [float(trainer.train_step({"images": tf.constant(images_of(s))})) for s in range(5)]
     np.testing.assert_allclose(on_device, losses(small_trainer(jit_compile=True)), rtol=1e-6)
@@ -165,13 +129,13 @@ def test_training_on_one_batch_learns_it(objective):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_four_parts_of_a_batch_train_like_the_whole(jit_compile):
+def test_four_microbatches_give_the_losses_of_the_whole_batch(jit_compile):
     parts = small_trainer(gradient_accumulation_steps=4, jit_compile=jit_compile)
     whole = small_trainer(jit_compile=jit_compile)
     np.testing.assert_allclose(losses(parts, 20), losses(whole, 20), rtol=1e-5)
 
 
-def test_clipping_bounds_the_norm_of_the_gradient_and_leaves_small_ones_alone():
+def test_clipping_bounds_the_gradient_norm_and_keeps_small_gradients():
     loose, tight = small_trainer(clip_norm=1e3), small_trainer(clip_norm=1e-3)
     free = small_trainer()
     np.testing.assert_allclose(losses(loose), losses(free), rtol=1e-6)
@@ -220,7 +184,7 @@ with strategy.scope():
 feed = input_pipeline.InputPipeline(
     kind, colours, strategy, batch_size=16, quantize_on_device=False)
 batches = feed.train_batches(
-    examples, seed=0, first_step=0, augmentation=[data.shift()], stack=stack)
+    examples, seed=0, first_step=0, augmentation=[data.shift()], steps_per_execution=stack)
 losses = [float(one.train_step(next(batches))) for _ in range(20 // stack)]
 with optimization.averaged_weights(model, one.optimizer):
     losses.append(one.evaluate(feed.evaluation_batches(examples.take(range(40)))))
@@ -242,20 +206,20 @@ def replicated_run():
 
 
 @pytest.mark.parametrize("objective, clip_norm", [("ar", "0.1"), ("masked", "1e9")])
-def test_two_replicas_train_like_one(replicated_run, objective, clip_norm):
+def test_two_replicas_give_the_losses_of_one(replicated_run, objective, clip_norm):
     one = replicated_run(1, objective, clip_norm, 1)
     np.testing.assert_allclose(one, replicated_run(2, objective, clip_norm, 1), rtol=1e-5)
     assert one[19] < one[0]
 
 
-def test_four_steps_in_one_call_train_like_four_calls_on_two_replicas_too(replicated_run):
+def test_four_steps_per_execution_give_equal_losses_on_two_replicas(replicated_run):
     single = replicated_run(2, "ar", "0.1", 1)
     stacked = replicated_run(2, "ar", "0.1", 4)
     np.testing.assert_allclose(stacked[:5], np.mean(np.reshape(single[:20], (5, 4)), 1), rtol=1e-5)
     np.testing.assert_allclose(stacked[5:], single[20:], rtol=1e-5)
 
 
-def test_the_average_of_the_weights_is_exponential_and_lent_only():
+def test_averaged_weights_are_exponential_and_temporary():
     trainer = small_trainer()
     trainer.optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
     trainer.optimizer.build(trainer.model.trainable_variables)

@@ -1,4 +1,4 @@
-"""Claims about the working directory: one run, one configuration, one process."""
+"""Tests of the working directory: one run, one configuration, one process."""
 
 import subprocess
 import sys
@@ -7,14 +7,14 @@ import pytest
 
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
-from igpt_tf.training.summaries import drop_after
+from igpt_tf.training.summaries import remove_lines_after
 from igpt_tf.training.workdir import Workdir, refuse_unwritable
 
 CONFIGURATION = "# Parameters for train:\ntrain.seed = 0\ntrain.batch_size = \\\n    64\n"
 GREYS = Palette.grey(4)
 
 
-def test_a_workdir_of_another_configuration_is_refused_and_the_difference_named(tmp_path):
+def test_workdir_of_another_configuration_is_refused_with_the_difference(tmp_path):
     folder = Workdir(str(tmp_path))
     folder.claim(CONFIGURATION, GREYS)
     folder.claim(CONFIGURATION, GREYS)
@@ -26,7 +26,7 @@ def test_a_workdir_of_another_configuration_is_refused_and_the_difference_named(
 @pytest.mark.parametrize(
     "free", ["train.export = 'last'", "train.num_rewinds = 3", "intervals.log_every = 7"]
 )
-def test_a_run_that_goes_on_may_change_what_has_no_say_in_its_steps(tmp_path, free):
+def test_resumed_run_may_change_what_does_not_affect_its_steps(tmp_path, free):
     folder = Workdir(str(tmp_path))
     folder.claim(CONFIGURATION, GREYS)
     folder.claim(CONFIGURATION + free + "\n", GREYS)
@@ -37,7 +37,7 @@ def test_a_run_that_goes_on_may_change_what_has_no_say_in_its_steps(tmp_path, fr
 
 
 @pytest.mark.parametrize("name", ["intervals.evaluate_every", "intervals.num_heldout_images"])
-def test_what_chooses_the_best_step_may_not_change(tmp_path, name):
+def test_settings_that_choose_the_best_step_may_not_change(tmp_path, name):
     folder = Workdir(str(tmp_path))
     folder.claim(CONFIGURATION, GREYS)
     with pytest.raises(InputError, match=name):
@@ -45,7 +45,7 @@ def test_what_chooses_the_best_step_may_not_change(tmp_path, name):
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
 
 
-def test_a_workdir_of_another_palette_is_refused_and_keeps_its_own(tmp_path):
+def test_workdir_of_another_palette_is_refused_and_keeps_its_own(tmp_path):
     folder = Workdir(str(tmp_path))
     folder.claim(CONFIGURATION, GREYS)
     others = Palette(GREYS.centroids[::-1])
@@ -54,18 +54,18 @@ def test_a_workdir_of_another_palette_is_refused_and_keeps_its_own(tmp_path):
     assert Palette.load(str(tmp_path / "palette.npy")).fingerprint == GREYS.fingerprint
 
 
-def test_a_damaged_palette_in_the_workdir_is_refused_with_the_mend(tmp_path):
+def test_damaged_palette_is_named_with_the_fix(tmp_path):
     folder = Workdir(str(tmp_path))
     folder.claim(CONFIGURATION, GREYS)
     (tmp_path / "palette.npy").write_bytes(b"")
-    with pytest.raises(InputError, match="remove this file.*palette.npy"):
+    with pytest.raises(InputError, match="damaged.*remove this file.*palette.npy"):
         folder.claim(CONFIGURATION, GREYS)
     (tmp_path / "palette.npy").unlink()
     folder.claim(CONFIGURATION, GREYS)
     assert (tmp_path / "palette.npy").exists()
 
 
-def test_a_second_process_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
+def test_second_process_is_refused_and_the_lock_of_a_killed_one_is_released(tmp_path):
     code = (
         "from igpt_tf.training.workdir import Workdir\n"
         f"folder = Workdir({str(tmp_path)!r})\n"
@@ -83,14 +83,14 @@ def test_a_second_process_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
     Workdir(str(tmp_path))
 
 
-def test_a_result_marks_the_run_as_finished(tmp_path):
+def test_result_marks_the_run_as_finished(tmp_path):
     folder = Workdir(str(tmp_path))
     assert folder.result() is None
     folder.write_result({"step": 3})
     assert folder.result() == {"step": 3}
 
 
-def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+def test_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match="cannot be written"):
@@ -101,18 +101,18 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     assert not (tmp_path / "not").exists()
 
 
-def test_lines_of_steps_that_are_taken_again_and_lines_cut_short_are_dropped(tmp_path):
+def test_lines_of_later_steps_and_truncated_lines_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     test = '{"step": 1, "split": "test"}\n'
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n' + test + '{"st')
-    drop_after(str(path), 2)
+    remove_lines_after(str(path), 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_lines_without_a_step_are_dropped_too(tmp_path):
+def test_lines_without_a_step_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": "two"}\n{"step": null}\n[]\n{"step": 2}\n')
-    drop_after(str(path), 2)
+    remove_lines_after(str(path), 2)
     assert path.read_text() == '{"step": 2}\n'
 
 
@@ -120,29 +120,31 @@ DAMAGED = [
     ("result.json", b'{"step": 3, "nats', lambda folder: folder.result()),
     ("result.json", b"[3]", lambda folder: folder.result()),
     ("result.json", b"\xff", lambda folder: folder.result()),
+    ("result.json", b"", lambda folder: folder.result()),
+    ("operative_config.gin", b"train.seed = \xff", lambda x: x.claim(CONFIGURATION, GREYS)),
+    ("operative_config.gin", b"", lambda folder: folder.claim(CONFIGURATION, GREYS)),
     (
-        "operative_config.gin",
-        b"train.seed = \xff",
-        lambda folder: folder.claim(CONFIGURATION, GREYS),
+        "metrics.jsonl",
+        b'{"step": 1}\n\xff',
+        lambda x: remove_lines_after(x.file("metrics.jsonl"), 0),
     ),
-    ("metrics.jsonl", b'{"step": 1}\n\xff', lambda x: drop_after(x.file("metrics.jsonl"), 0)),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "read"), DAMAGED)
-def test_a_damaged_file_is_named_with_its_mend_in_one_line_and_left_alone(
-    tmp_path, name, content, read
-):
+def test_damaged_file_is_named_with_the_fix_and_left_alone(tmp_path, name, content, read):
     folder = Workdir(str(tmp_path))
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"damaged.*start again.*{name}") as refusal:
+    with pytest.raises(
+        InputError, match=f"(damaged|cannot be read).*start again.*{name}"
+    ) as refusal:
         read(folder)
     assert "\n" not in str(refusal.value)
     assert (tmp_path / name).read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["result.json", "operative_config.gin"])
-def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+def test_folder_in_the_place_of_a_file_is_named(tmp_path, name):
     folder = Workdir(str(tmp_path))
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"Is a directory.*{name}"):
@@ -150,7 +152,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
         folder.result()
 
 
-def test_a_file_in_the_place_of_the_exports_is_named_before_the_first_step(tmp_path):
+def test_file_in_the_place_of_the_exports_is_named_before_the_first_step(tmp_path):
     (tmp_path / "export").write_text("mine")
     with pytest.raises(InputError, match=f"move it away.*{tmp_path / 'export'}"):
         Workdir(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Claims about the classifier in training: its loss, its decisions, its score."""
+"""Tests of the classifier in training: its loss, its predictions, its scores."""
 
 import keras
 import numpy as np
@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 from igpt_tf.errors import InputError
+from igpt_tf.evaluation.classifier_scores import Scorer, ensemble_masks
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint, Masked
 from igpt_tf.palette import Palette
-from igpt_tf.training.classification import Scorer, ensemble_masks
 from igpt_tf.training.trainer import Trainer
 
 PALETTE = Palette.grey(7)
@@ -43,13 +43,13 @@ def batch_of(objective, step=0):
 
 
 @pytest.mark.parametrize("generative", [Autoregressive(), Masked(0.3)])
-def test_a_new_head_costs_the_logarithm_of_the_number_of_classes(generative):
+def test_initial_class_loss_is_log_number_of_classes(generative):
     alone = trainer(Joint(generative, generative_weight=0.0))
     assert float(alone.train_step(batch_of(alone.objective))) == pytest.approx(np.log(3), rel=1e-6)
 
 
 @pytest.mark.parametrize("generative", [Autoregressive(), Masked(0.3)])
-def test_the_joint_loss_is_the_sum_of_what_its_parts_are_alone(generative):
+def test_joint_loss_is_the_weighted_sum_of_its_parts(generative):
     model = classifier(causal=generative.causal, head=True)
     random_inputs = generative.random_inputs(seed=0, step=0, batch_size=8, sequence_length=16)
     joint = Joint(generative, 2.0, 3.0)(model, TOKENS, LABELS, **random_inputs)
@@ -61,7 +61,7 @@ def test_the_joint_loss_is_the_sum_of_what_its_parts_are_alone(generative):
     np.testing.assert_allclose(alone, class_nats, rtol=1e-6)
 
 
-def test_the_head_reads_the_mean_of_the_final_norm_the_last_of_the_features():
+def test_head_reads_the_last_of_the_features():
     model = classifier(head=True)
     features = np.array(model.network.features(TOKENS))[:, -1]
     np.testing.assert_allclose(model(TOKENS), features @ model.head.numpy().T, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_the_head_reads_the_mean_of_the_final_norm_the_last_of_the_features():
 
 @pytest.mark.parametrize("generative", [Autoregressive(), Masked(0.1)])
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_training_learns_the_classes_and_moves_the_token_predictions_only_if_asked(
+def test_training_learns_the_classes_and_changes_token_predictions_only_with_a_generative_loss(
     generative, weight
 ):
     joint = trainer(Joint(generative, weight))
@@ -86,7 +86,7 @@ def test_training_learns_the_classes_and_moves_the_token_predictions_only_if_ask
     assert moved == bool(weight)
 
 
-def test_an_untrained_head_is_not_judged():
+def test_untrained_head_is_not_scored():
     joint = Joint(Autoregressive())
     batch = {**batch_of(joint), "weight": tf.ones(8)}
     with pytest.raises(InputError, match="untrained"):
@@ -101,7 +101,7 @@ def test_every_image_counts_once_and_padding_does_not():
     np.testing.assert_array_equal(confusion.sum(axis=1), 2 * np.bincount(LABELS[:5], minlength=3))
 
 
-def test_a_masked_classifier_decides_by_the_majority_of_its_masks():
+def test_masked_classifier_decides_by_the_majority_of_its_masks():
     model = classifier(causal=False, head=True)
     masks = ensemble_masks(Masked(0.5), 5, (4, 4))
     each = [keras.ops.softmax(model(TOKENS, np.tile(mask, (8, 1)))) for mask in masks]
@@ -113,7 +113,7 @@ def test_a_masked_classifier_decides_by_the_majority_of_its_masks():
     assert len(np.unique(votes)) > 1 and len(np.unique(masks, axis=0)) == 5
 
 
-def test_the_masks_of_an_ensemble_are_always_the_same():
+def test_masks_of_an_ensemble_are_constant():
     one, two = (ensemble_masks(Masked(), 5, (4, 4)) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert ensemble_masks(Autoregressive(), 5, (4, 4)) is None
