@@ -48,7 +48,7 @@ ALLOWED = {
         "savedmodel",
         "training",
     },
-    "convert": BASE | {"palette", "model", "savedmodel"},
+    "convert": BASE | {"palette", "objectives", "model", "savedmodel"},
     "serving": BASE | {"image_grid", "data", "sampling", "savedmodel"},
     "playground": BASE | {"data", "sampling", "savedmodel", "serving"},
     "report": BASE | {"savedmodel"},
@@ -155,7 +155,9 @@ def test_every_direct_import_is_named_in_the_requirements():
     optional = set(_requirements("requirements-serving.txt"))
     optional |= set(_requirements("requirements-bench.txt"))
     assert not _unnamed_imports(("igpt_tf", "tools"), named | optional)
-    assert not _unnamed_imports(("tests",), named | set(_requirements("requirements-dev.txt")))
+    of_tests = set(_requirements("requirements-dev.txt"))
+    of_tests |= set(_requirements("requirements-parity.txt"))
+    assert not _unnamed_imports(("tests",), named | of_tests)
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,24 @@
-"""A SavedModel -> a folder that Hugging Face's ImageGPT classes open.
+"""Exports a SavedModel as a folder that Hugging Face's ImageGPT classes open, with a model card.
 
-python -m tools.export_huggingface --saved_model=DIR/export/STEP --workdir=FOLDER
+python -m tools.export_huggingface --saved_model=DIR/export --workdir=FOLDER [--license=mit]
 """
 
 from absl import flags
 
-from igpt_tf import cli, files, runtime
+from igpt_tf import cli, runtime
 
-flags.DEFINE_string("saved_model", None, "A SavedModel of this repository.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
 flags.DEFINE_string("workdir", None, "The Hugging Face folder to write.")
+flags.DEFINE_string("license", None, "Licence of the weights for the model card, e.g. cc-by-4.0.")
 
 
 def main() -> None:
-    """Loads, converts, writes."""
+    """Runs `export_huggingface` with flags."""
     cli.require_flags("saved_model", "workdir")
-    files.make_workdir(flags.FLAGS.workdir)
     runtime.import_tensorflow()
+    from igpt_tf.convert.huggingface_export import export_huggingface
 
-    from igpt_tf.convert.huggingface_export import write_huggingface
-    from igpt_tf.savedmodel.load import load_model
-
-    flag = flags.FLAGS
-    model, palette, _ = load_model(flag.saved_model)
-    write_huggingface(model, palette, flag.workdir)
-    print(f"ImageGPTForCausalImageModeling, {model.count_params():,} parameters -> {flag.workdir}")
+    print(export_huggingface(**cli.flag_values("saved_model", "workdir", "license")))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Hugging Face ImageGPT folder -> a SavedModel.
+"""Imports a Hugging Face ImageGPT folder as a SavedModel.
 
 python -m tools.import_huggingface --huggingface=FOLDER --workdir=DIR
 """
@@ -8,31 +8,19 @@ from absl import flags
 from igpt_tf import cli, runtime
 
 flags.DEFINE_string("huggingface", None, "A folder that save_pretrained wrote.")
-flags.DEFINE_string("palette", None, "A palette instead of the folder's own, as .npy.")
-flags.DEFINE_string("workdir", None, "Where export/0 goes.")
-
-# Such a folder does not tell how long its model was trained.
-STEP = 0
+flags.DEFINE_string("palette", None, "A palette, as .npy, in place of the folder's own.")
+flags.DEFINE_string("workdir", None, "Folder of export/0.")
 
 
 def main() -> None:
-    """Opens, checks, converts, writes."""
+    """Runs `import_huggingface` with flags."""
     cli.require_flags("huggingface", "workdir")
     runtime.import_tensorflow()
+    from igpt_tf.convert import imported_model
+    from igpt_tf.convert.huggingface_import import import_huggingface
 
-    from igpt_tf.convert import inventory, publish
-    from igpt_tf.convert.huggingface_import import HuggingFaceFolder
-    from igpt_tf.palette import Palette
-
-    flag = flags.FLAGS
-    folder = HuggingFaceFolder(flag.huggingface)
-    palette = Palette.load(flag.palette) if flag.palette else folder.palette()
-    inventory.check_palette(len(palette), folder.config["vocabulary_size"])
-    publish.destination(flag.workdir, STEP)
-    report = publish.publish(
-        folder.load(), palette, flag.workdir, step=STEP, source=flag.huggingface
-    )
-    print(publish.summary(report))
+    report = import_huggingface(**cli.flag_values("huggingface", "palette", "workdir"))
+    print(imported_model.format_report(report))
 
 
 if __name__ == "__main__":

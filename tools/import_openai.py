@@ -1,4 +1,4 @@
-"""OpenAI's published checkpoints -> a SavedModel.
+"""Imports a checkpoint published by OpenAI as a SavedModel.
 
 python -m tools.import_openai --checkpoint=DIR/model.ckpt-1000000 --palette=kmeans_centers.npy \
   --workdir=DIR
@@ -8,36 +8,20 @@ from absl import flags
 
 from igpt_tf import cli, runtime
 
-flags.DEFINE_string("checkpoint", None, "What the names of the checkpoint's files share.")
+flags.DEFINE_string("checkpoint", None, "Checkpoint prefix, e.g. DIR/model.ckpt-1000000.")
 flags.DEFINE_string("palette", None, "The palette it was trained with: kmeans_centers.npy.")
-flags.DEFINE_string("workdir", None, "Where export/STEP goes.")
+flags.DEFINE_string("workdir", None, "Folder of export/STEP.")
 
 
 def main() -> None:
-    """Opens, checks, converts, writes."""
-    cli.require_flags("checkpoint", "palette", "workdir")
+    """Runs `import_openai` with flags."""
+    names = ("checkpoint", "palette", "workdir")
+    cli.require_flags(*names)
     runtime.import_tensorflow()
+    from igpt_tf.convert import imported_model
+    from igpt_tf.convert.openai_checkpoint import import_openai
 
-    from igpt_tf.convert import inventory, publish
-    from igpt_tf.convert.openai import OpenAICheckpoint
-    from igpt_tf.palette import Palette
-
-    flag = flags.FLAGS
-    palette = Palette.load(flag.palette)
-    checkpoint = OpenAICheckpoint(flag.checkpoint)
-    inventory.check_palette(len(palette), checkpoint.config["vocabulary_size"])
-    publish.destination(flag.workdir, checkpoint.step)
-    report = publish.publish(
-        checkpoint.load(),
-        palette,
-        flag.workdir,
-        step=checkpoint.step,
-        source=checkpoint.path,
-        ignored=checkpoint.ignored,
-    )
-    if report["ignored"]:
-        print(f"left behind, not part of the network: {', '.join(report['ignored'])}")
-    print(publish.summary(report))
+    print(imported_model.format_report(import_openai(**cli.flag_values(*names))))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Weights of other programs: OpenAI's checkpoints in, Hugging Face folders in and out.
+"""Conversion of weights: OpenAI checkpoints to SavedModels, Hugging Face folders both ways.
 
-A file is opened, its sizes inferred and every name and shape checked before any weight is read;
-weights then go over one variable at a time, so the largest model needs little more than itself.
+Sizes are inferred and all names and shapes checked before weights are read. Weights are copied one
+variable at a time: a conversion needs little more memory than the model.
 """

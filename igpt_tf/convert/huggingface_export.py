@@ -1,44 +1,156 @@
-"""Our network and palette -> a Hugging Face ImageGPT folder. Needs no torch."""
+"""Export of a SavedModel as a Hugging Face ImageGPT folder with a model card. Needs no torch."""
 
-import json
 import os
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from igpt_tf import files
 from igpt_tf.convert import huggingface_layout as layout
 from igpt_tf.errors import InputError
-from igpt_tf.files import make_workdir
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
+from igpt_tf.savedmodel.load import load_model
+
+MODEL_CARD_FILE = "README.md"
+
+_MODEL_CARD = """\
+---
+library_name: transformers
+license: {license}
+pipeline_tag: unconditional-image-generation
+tags:
+- image-gpt
+- imagegpt
+---
+
+# {name}
+
+An Image GPT ("Generative Pretraining from Pixels", Chen et al. 2020): an autoregressive transformer
+over the pixels of {height}x{width} images, with {num_layers} layers of width {hidden_dim},
+{num_heads} heads and {num_parameters:,} parameters. Pretrained with igpt_tf {version} in TensorFlow
+and exported to the classes of `transformers`.
+
+| | |
+|---|---|
+| training data | {data} |
+| optimizer steps | {step} |
+| held-out loss | {loss} |
+| palette | {num_colours} colours (fingerprint `{fingerprint}`), in `preprocessor_config.json` |
+
+The loss is in nats per palette token, not in bits per dimension: a palette is lossy in general.
+
+## Use
+
+```python
+import torch
+from transformers import ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+
+model = ImageGPTForCausalImageModeling.from_pretrained("USER/{name}")
+processor = ImageGPTImageProcessor.from_pretrained("USER/{name}")
+sos = torch.full((4, 1), model.config.vocab_size - 1)
+tokens = model.generate(sos, do_sample=True, max_length=model.config.n_positions + 1)[:, 1:]
+colours = torch.tensor(processor.clusters)[tokens]  # [4, {sequence_length}, 3] in [-1, 1]
+images = (127.5 * (colours + 1)).round().byte().reshape(4, {height}, {width}, 3)
+```
+
+## Licence
+
+{license_text}
+"""
+
+
+def export_huggingface(*, saved_model: str, workdir: str, license: str = "unknown") -> str:
+    """Writes a folder that `from_pretrained` of ImageGPT's classes and image processor opens.
+
+    Args:
+        saved_model: Path of an autoregressive model.
+        workdir: The folder; must not hold a model yet.
+        license: Identifier of the licence of the weights for the model card, e.g. "mit" or
+            "cc-by-4.0". See https://huggingface.co/docs/hub/repositories-licenses.
+
+    Returns:
+        A description for the terminal, with the command that uploads the folder.
+
+    Raises:
+        InputError: The model is a masked one, which Hugging Face's ImageGPT cannot express, or the
+            folder holds a model or cannot be created.
+    """
+    model, palette, metadata = load_model(saved_model)
+    write_huggingface(model, palette, workdir)
+    name = os.path.basename(os.path.abspath(workdir))
+    card = model_card(model, palette, metadata, name, license)
+    files.write_text(os.path.join(workdir, MODEL_CARD_FILE), card)
+    return (
+        f"ImageGPTForCausalImageModeling, {model.count_params():,} parameters: {workdir}\n"
+        f"Upload it with: hf upload USER/{name} {workdir}"
+    )
 
 
 def write_huggingface(model: ImageGPT, palette: Palette, folder: str) -> None:
-    """Writes what `from_pretrained` of ImageGPT's classes and image processor opens.
-
-    Args:
-        model: An autoregressive network.
-        palette: Its palette.
-        folder: Created; must hold no model yet.
-
-    Raises:
-        InputError: The network is a masked one, which that library cannot express, or the
-            folder holds a model or cannot be created.
-    """
+    """Writes weights, configuration and image processor; see `export_huggingface`."""
     if not model.causal:
         raise InputError(
-            "Hugging Face's ImageGPT is autoregressive: it has no place for a masked (BERT) "
-            "model. Received: causal=False"
+            "Hugging Face's ImageGPT is autoregressive and cannot express a masked (BERT) model. "
+            "Received: causal=False"
         )
     path = os.path.join(folder, layout.WEIGHTS_FILE)
     if os.path.exists(path):
-        raise InputError(f"the folder holds a model already; name another. Received: {path}")
-    make_workdir(folder)
-    # The library wants to be told which framework's shapes these are.
-    save_file(_tensors(model), f"{path}.partial", metadata={"format": "pt"})
-    os.replace(f"{path}.partial", path)
-    _write_json(os.path.join(folder, layout.CONFIG_FILE), _config(model))
-    _write_json(os.path.join(folder, layout.PROCESSOR_FILE), _processor(model, palette))
+        raise InputError(f"the folder holds a model; choose another one. Received: {path}")
+    files.make_workdir(folder)
+    with files.atomic_write(path) as file:
+        # transformers reads in the metadata which framework's shapes these are.
+        save_file(_tensors(model), file.name, metadata={"format": "pt"})
+    files.write_json(os.path.join(folder, layout.CONFIG_FILE), _config(model))
+    files.write_json(os.path.join(folder, layout.PROCESSOR_FILE), _processor(model, palette))
+
+
+def model_card(
+    model: ImageGPT, palette: Palette, metadata: dict, name: str, license: str = "unknown"
+) -> str:
+    """The model card: Markdown with the YAML header of the Hugging Face Hub.
+
+    Args:
+        model: The network.
+        palette: Its palette.
+        metadata: The SavedModel's; what is not known there, is said not to be.
+        name: Name of the repository.
+        license: See `export_huggingface`.
+    """
+    nats = metadata.get("nats_per_token")
+    license_text = f"The weights are released under: {license}."
+    if license == "unknown":
+        license_text = "The licence of these weights has not been stated."
+    height, width = model.image_size
+    return _MODEL_CARD.format(
+        name=name,
+        license=license,
+        license_text=license_text,
+        version=metadata.get("versions", {}).get("igpt_tf", ""),
+        height=height,
+        width=width,
+        sequence_length=model.sequence_length,
+        num_layers=model.num_layers,
+        hidden_dim=model.hidden_dim,
+        num_heads=model.num_heads,
+        num_parameters=model.count_params(),
+        data=_describe_data(metadata.get("data")),
+        step=f"{metadata['step']:,}" if metadata.get("step") else "unknown",
+        loss="not measured" if nats is None else f"{nats:.4f} nats per token",
+        num_colours=len(palette),
+        fingerprint=palette.fingerprint,
+    )
+
+
+def _describe_data(data: dict | None) -> str:
+    """Name and numbers of the data set; texts are left out, as they are paths of this machine."""
+    if data is None:
+        return "unknown"
+    arguments = (data.get("arguments") or {}).items()
+    numbers = [
+        f"{name} {value}" for name, value in arguments if not isinstance(value, str | type(None))
+    ]
+    return f"{data['name']}" + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def _tensors(model: ImageGPT) -> dict[str, np.ndarray]:
@@ -52,7 +164,7 @@ def _tensors(model: ImageGPT) -> dict[str, np.ndarray]:
 
 
 def _config(model: ImageGPT) -> dict:
-    """`config.json`. The library's own defaults would drop out a tenth of everything."""
+    """`config.json`. Dropout is set to 0, as the library's default is 0.1."""
     dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
     return {
         "architectures": ["ImageGPTForCausalImageModeling"],
@@ -89,9 +201,3 @@ def _processor(model: ImageGPT, palette: Palette) -> dict:
         "rescale_factor": 1 / 255,
         "size": {"height": height, "width": width},
     }
-
-
-def _write_json(path: str, content: dict) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")

@@ -1,13 +1,16 @@
-"""The layout of Hugging Face's ImageGPT: names, shapes and the settings that give our network.
+"""Layout of Hugging Face's ImageGPT: names and shapes of tensors, schemas of its JSON files.
 
-Its matrices are `[in, out]` and its `c_attn` is queries, keys and values side by side, as ours:
-nothing is transposed. `sos` is the last row of `wte`; every matrix has a bias that is zero.
+Matrices are `[in, out]` and `c_attn` concatenates queries, keys and values, both as in `ImageGPT`:
+nothing is transposed. `sos` is the last row of `wte`; every matrix has a bias, which is zero.
 
 Source: huggingface/transformers `models/imagegpt/modeling_imagegpt.py`,
 `ImageGPTForCausalImageModeling`, and `load_tf_weights_in_imagegpt` in its 4.x releases.
 """
 
 from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
@@ -16,12 +19,11 @@ MODEL_TYPE = "imagegpt"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 TOKEN_EMBEDDING = "transformer.wte.weight"
 OUTPUT_EMBEDDING = "lm_head.weight"
 
-SIZES = ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size")
-
-# Settings that change the function computed, with the one value that is Image GPT's.
+# Settings that change the function computed, with the value that Image GPT has.
 FUNCTION = {
     "activation_function": "quick_gelu",
     "add_cross_attention": False,
@@ -30,6 +32,40 @@ FUNCTION = {
     "scale_attn_weights": True,
     "tie_word_embeddings": False,
 }
+
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+_Depth = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+
+
+class Config(msgspec.Struct):
+    """`config.json`. A missing or null setting means the library's default, Image GPT's value."""
+
+    model_type: str | None = None
+    n_embd: _Size | None = None
+    n_head: _Size | None = None
+    n_layer: _Depth | None = None
+    n_positions: _Size | None = None
+    vocab_size: _Size | None = None
+    n_inner: Any = None
+    activation_function: Any = None
+    add_cross_attention: Any = None
+    layer_norm_epsilon: Any = None
+    scale_attn_by_inverse_layer_idx: Any = None
+    scale_attn_weights: Any = None
+    tie_word_embeddings: Any = None
+
+
+class Processor(msgspec.Struct):
+    """`preprocessor_config.json`; older releases write `size` as the side of a square."""
+
+    clusters: list[tuple[float, float, float]] | None = None
+    size: Any = None
+
+
+class Index(msgspec.Struct):
+    """`model.safetensors.index.json`: the file of each tensor, of weights in several files."""
+
+    weight_map: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
 
 
 def shapes(config: dict) -> dict[str, tuple[int, ...]]:
@@ -65,9 +101,9 @@ def _block_shapes(dim: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def variables(model: ImageGPT) -> Iterator[tuple[str, object]]:
-    """Pairs (name, variable of ours) of the tensors that are one variable each.
+    """Yields (name, variable of `model`) for the tensors that are one variable each.
 
-    All of `shapes` but the biases, and `wte`, which holds two.
+    These are all of `shapes` except for biases and for `wte`, which holds two variables.
     """
     yield "transformer.wpe.weight", model.position_embedding
     yield OUTPUT_EMBEDDING, model.output_embedding
@@ -83,39 +119,39 @@ def variables(model: ImageGPT) -> Iterator[tuple[str, object]]:
 
 
 def is_bias(name: str) -> bool:
-    """Whether a tensor of `shapes` is one of those that our network has not."""
+    """Whether a tensor of `shapes` is a bias, which `ImageGPT` does not have."""
     return name.endswith(".bias")
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is a causal mask that old releases saved with the weights."""
+    """Whether a tensor is a causal mask, which old releases save with the weights."""
     return name.endswith((".attn.bias", ".attn.masked_bias"))
 
 
-def check_function(settings: dict, path: str) -> None:
-    """Stops unless a folder's `config.json` describes the network of the paper.
+def check_config(config: Config, path: str) -> None:
+    """Checks that a `config.json` describes the network of the paper.
 
     Args:
-        settings: The file's content.
-        path: The file, for the message.
+        config: The content of the file.
+        path: The file, for the error.
 
     Raises:
-        InputError: Another model type, no sizes, or a setting under which the network differs.
+        InputError: The model type is another one, sizes are missing, or a setting makes it another
+            network.
     """
-    if settings.get("model_type") != MODEL_TYPE:
+    if config.model_type != MODEL_TYPE:
         raise InputError(
             f"the folder holds another kind of model than {MODEL_TYPE}. "
-            f"Received: model_type={settings.get('model_type')}, path={path}"
+            f"Received: model_type={config.model_type}, path={path}"
         )
-    absent = [name for name in SIZES if not isinstance(settings.get(name), int)]
-    if absent:
-        raise InputError(f"the sizes {', '.join(absent)} are missing. Received: path={path}")
-    wanted = FUNCTION | {"n_inner": 4 * settings["n_embd"]}
-    # A missing or null setting means the library's default, which is the wanted one.
-    given = {name: settings.get(name) for name in wanted if settings.get(name) is not None}
-    for name, value in given.items():
-        if value != wanted[name]:
+    sizes = ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size")
+    missing = [name for name in sizes if getattr(config, name) is None]
+    if missing:
+        raise InputError(f"the sizes {', '.join(missing)} are missing. Received: path={path}")
+    for name, expected in (FUNCTION | {"n_inner": 4 * config.n_embd}).items():
+        value = getattr(config, name)
+        if value is not None and value != expected:
             raise InputError(
-                f"the network of this folder is not the paper's, which has {name}="
-                f"{wanted[name]}. Received: {name}={value}, path={path}"
+                f"the network of this folder is not the paper's, which has {name}={expected}. "
+                f"Received: {name}={value}, path={path}"
             )

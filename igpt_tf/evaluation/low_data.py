@@ -69,7 +69,11 @@ def low_data(
     solver = solver or LBFGS(l2=STRENGTHS)
     source = resolve_source(model, source, "low_data")
     splits = labelled_splits(source, num_train, seed)
-    labels_per_class = _checked(labels_per_class, splits.train.labels, splits.num_classes)
+    if labels_per_class is None:
+        labels_per_class = _default_labels_per_class(splits.train.labels, splits.num_classes)
+    labels_per_class = check_labels_per_class(
+        labels_per_class, splits.train.labels, splits.num_classes
+    )
     if num_subsets < 1:
         raise InputError(f"num_subsets must be 1 or more. Received: {num_subsets=}")
     cache = os.path.join(files.make_workdir(workdir), "features")
@@ -168,16 +172,16 @@ def _fit_subsets(
     row = {
         "layer": int(layer),
         solver.setting: solver.values[value],
-        **_statistics("valid", accuracies[layer, :, value], len(parts["valid"].labels)),
+        **statistics("valid", accuracies[layer, :, value], len(parts["valid"].labels)),
     }
     if "test" in parts:
         test = FeatureMatrix([parts["test"]], [layer])
         measured = [values[value].accuracy(test) for values in results[layer][1]]
-        row |= _statistics("test", measured, len(parts["test"].labels))
+        row |= statistics("test", measured, len(parts["test"].labels))
     return row
 
 
-def _statistics(split: str, accuracies: Sequence[float], num_images: int) -> dict:
+def statistics(split: str, accuracies: Sequence[float], num_images: int) -> dict:
     """Mean, sample standard deviation and values of the subsets' accuracies.
 
     The interval is that of the mean accuracy for the number of images measured on; the deviation
@@ -194,22 +198,27 @@ def _statistics(split: str, accuracies: Sequence[float], num_images: int) -> dic
     }
 
 
-def _checked(
-    labels_per_class: Sequence[int] | None, labels: np.ndarray, num_classes: int
+def check_labels_per_class(
+    labels_per_class: Sequence[int], labels: np.ndarray, num_classes: int
 ) -> list[int]:
+    """Returns `labels_per_class`. Raises: InputError: `labels` int[N] has fewer of a class."""
     counts = np.bincount(labels, minlength=num_classes)
     rarest = int(counts.argmin())
-    if not counts[rarest]:
-        raise InputError(
-            "every class needs training images; use more images, or a data set that has all its "
-            f"classes. Received: class={rarest} without images, num_train={len(labels)}"
-        )
-    if labels_per_class is None:
-        labels_per_class = [k for k in LABELS_PER_CLASS if k <= counts[rarest]] or [1]
     for k in labels_per_class:
+        if not counts[rarest]:
+            raise InputError(
+                "every class needs training images; use more images, or a data set that has all "
+                f"its classes. Received: class={rarest} without images, num_train={len(labels)}"
+            )
         if not 1 <= k <= counts[rarest]:
             raise InputError(
                 f"class {rarest} has only {counts[rarest]} training images; choose 1 to "
                 f"{counts[rarest]} labels per class. Received: labels_per_class={k}"
             )
     return list(labels_per_class)
+
+
+def _default_labels_per_class(labels: np.ndarray, num_classes: int) -> list[int]:
+    """The paper's, as far as every class has that many labels."""
+    fewest = np.bincount(labels, minlength=num_classes).min()
+    return [k for k in LABELS_PER_CLASS if k <= fewest] or [1]

@@ -1,4 +1,4 @@
-"""OpenAI's published Image GPT: TF1 checkpoints, autoregressive and BERT."""
+"""Import of OpenAI's published TF1 checkpoints, autoregressive and masked (BERT)."""
 
 import glob
 import os
@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from igpt_tf.convert import inventory
+from igpt_tf import files
+from igpt_tf.convert import imported_model
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
+from igpt_tf.palette import Palette
 
-# Path components of what training leaves beside the weights.
+# Path components of the variables of optimizers.
 _TRAINING_STATE = {
     "Adam",
     "Adam_1",
@@ -30,23 +32,53 @@ _HEAD = "clf"
 _SCOPE = "model/"
 
 
+def import_openai(*, checkpoint: str, palette: str, workdir: str) -> dict:
+    """Imports a checkpoint as a SavedModel.
+
+    Args:
+        checkpoint: Checkpoint prefix, e.g. `model.ckpt-1000000`.
+        palette: Path of the palette the model was trained with, `kmeans_centers.npy`.
+        workdir: Folder of `export/STEP`, `palette.npy` and `import.json`.
+
+    Returns:
+        The content of `import.json`.
+
+    Raises:
+        InputError: The checkpoint or the palette is damaged or that of another network, or the
+            export exists.
+    """
+    colours = Palette.load(palette)
+    opened = OpenAICheckpoint(checkpoint)
+    imported_model.check_palette_size(colours, opened.config["vocabulary_size"])
+    imported_model.export_path(workdir, opened.step)
+    return imported_model.write_imported(
+        opened.load(),
+        colours,
+        workdir,
+        step=opened.step,
+        source=opened.path,
+        ignored=opened.ignored,
+    )
+
+
 class OpenAICheckpoint:
     """A checkpoint of openai/image-gpt, opened and checked; `load` reads the weights.
 
-    Depth, width, heads, context and vocabulary come from the variables' shapes. A checkpoint
-    without `sos` is a BERT one.
+    Depth, width, heads, context and vocabulary are inferred from the shapes of the variables. A
+    checkpoint without `sos` is that of a masked model.
 
     Args:
-        path: The checkpoint's prefix, such as `model.ckpt-1000000` (with or without `.index`).
+        path: Checkpoint prefix, e.g. `model.ckpt-1000000` (with or without `.index`).
 
     Attributes:
         config: The arguments of `ImageGPT`.
-        step: The training step in the file's name, 0 if there is none.
-        ignored: Names of the variables that are no part of the network: the optimizer's state
-            and a classification head (`clf`).
+        step: The training step in the file's name, 0 without one.
+        ignored: Names of the variables that are not part of the network: the state of the
+            optimizer and a classification head (`clf`).
 
     Raises:
-        InputError: A file is absent or broken; a variable is missing, left over or misshapen.
+        InputError: A file is missing or damaged; a variable is missing, unexpected or of another
+            shape.
 
     Source: openai/image-gpt `src/model.py`.
     """
@@ -55,24 +87,27 @@ class OpenAICheckpoint:
         self.path = path.removesuffix(".index")
         self.step = int((re.findall(r"-(\d+)$", self.path) or [0])[0])
         _check_files(self.path)
-        self._reader = self._guard(tf.train.load_checkpoint, self.path)
+        # TensorFlow takes the prefix for a pattern.
+        folder, name = os.path.split(self.path)
+        readable = os.path.join(files.path_without_patterns(folder or os.curdir), name)
+        self._reader = self._guard(tf.train.load_checkpoint, readable)
         stored = self._reader.get_variable_to_shape_map()
         self._scope = _SCOPE if f"{_SCOPE}wte" in stored else ""
-        self.ignored = sorted(filter(self._is_no_weight, stored))
+        self.ignored = sorted(filter(self._is_ignored, stored))
         found = {
             name.removeprefix(self._scope): tuple(shape)
             for name, shape in sorted(stored.items())
             if name not in self.ignored
         }
         self.config = _infer_config(found, self.path)
-        inventory.compare(_shapes(self.config), found, self.path)
+        imported_model.check_shapes(_shapes(self.config), found, self.path)
         self._check_dtypes()
 
     def load(self) -> ImageGPT:
         """Reads the weights, one variable at a time.
 
         Raises:
-            InputError: A shard is truncated or its checksum wrong.
+            InputError: A shard is truncated, its checksum is wrong, or a weight is not finite.
         """
         model = ImageGPT(**self.config)
         for variable, value in self._values(model):
@@ -103,20 +138,21 @@ class OpenAICheckpoint:
         return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).T
 
     def _read(self, name: str) -> np.ndarray:
-        return self._guard(self._reader.get_tensor, self._scope + name)
+        value = self._guard(self._reader.get_tensor, self._scope + name)
+        return imported_model.check_finite(name, value, self.path)
 
     def _guard(self, read, *arguments):
-        """Calls `read`; TensorFlow's complaints about the files become the user's."""
+        """Calls `read`; errors of TensorFlow about the files become InputErrors."""
         try:
             return read(*arguments)
         except (tf.errors.OpError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"the checkpoint cannot be read, a file is incomplete or damaged ({reason}); "
-                f"fetch it again. Received: path={self.path}"
+                f"download it again. Received: path={self.path}"
             ) from None
 
-    def _is_no_weight(self, name: str) -> bool:
+    def _is_ignored(self, name: str) -> bool:
         parts = name.removeprefix(self._scope).split("/")
         return parts[0] == _HEAD or not _TRAINING_STATE.isdisjoint(parts)
 
@@ -131,20 +167,20 @@ class OpenAICheckpoint:
 
 
 def _check_files(path: str) -> None:
-    """Raises: InputError naming the first absent file of a checkpoint."""
+    """Raises: InputError: Names the first file of the checkpoint that is missing."""
     shards = sorted(glob.glob(f"{glob.escape(path)}.data-*-of-*"))
     count = int(shards[0].rsplit("-", 1)[1]) if shards else 1
     names = [f"{path}.data-{i:05d}-of-{count:05d}" for i in range(count)]
     for name in (f"{path}.index", *names):
         if not os.path.isfile(name):
             raise InputError(
-                "a file of the checkpoint does not exist; --checkpoint takes the part that the "
-                f"names of its files share, such as DIR/model.ckpt-1000000. Received: {name}"
+                "a file of the checkpoint does not exist; --checkpoint is the checkpoint prefix, "
+                f"e.g. DIR/model.ckpt-1000000. Received: {name}"
             )
 
 
-def _infer_config(found: inventory.Shapes, path: str) -> dict:
-    """The arguments of `ImageGPT`, from the shapes of three variables and the number of blocks."""
+def _infer_config(found: imported_model.Shapes, path: str) -> dict:
+    """The arguments of `ImageGPT`, inferred from names and shapes."""
     ranks = {"wte": 2, "wpe": 2, "h0/attn/q_proj": 3}
     absent = [name for name, rank in ranks.items() if len(found.get(name, ())) != rank]
     if absent:
@@ -152,11 +188,11 @@ def _infer_config(found: inventory.Shapes, path: str) -> dict:
             f"not an Image GPT checkpoint: it has no {', '.join(absent)} of the published "
             f"layout. Received: path={path}"
         )
-    blocks = {int(name.split("/")[0][1:]) for name in found if re.match(r"h\d+/", name)}
+    blocks = {name.split("/")[0] for name in found if re.match(r"h\d+/", name)}
     return {
-        "image_size": inventory.square_image(found["wpe"][0], path),
+        "image_size": imported_model.square_image_size(found["wpe"][0], path),
         "vocabulary_size": found["wte"][0],
-        "num_layers": max(blocks) + 1,
+        "num_layers": len(blocks),
         "hidden_dim": found["wte"][1],
         "num_heads": found["h0/attn/q_proj"][0],
         "causal": "sos" in found,
