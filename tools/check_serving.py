@@ -1,10 +1,10 @@
-"""Whether TensorFlow Serving could serve a SavedModel, and how fast, without its server.
+"""Checks whether TensorFlow Serving could serve a SavedModel, and how fast, without its server.
 
 python -m tools.check_serving --saved_model=DIR [--workdir=DIR]
 
-Loads the folder through TensorFlow's C library, as the server does and without TensorFlow's
-Python, asks every signature with requests of its own, and prints what it takes, returns and
-costs. Exit code 2 and one line if the model breaks the contract in the README.
+Loads the folder through TensorFlow's C library, as the server does, runs every signature and prints
+inputs, outputs and times. Exit code 2 and one line if the model does not meet the specification in
+the README's section "The SavedModel".
 """
 
 import os
@@ -13,11 +13,10 @@ from absl import flags
 
 from igpt_tf import cli, files, runtime
 from igpt_tf.errors import InputError
-from igpt_tf.savedmodel import check_summary as summary
-from igpt_tf.savedmodel.check import Check
+from igpt_tf.savedmodel.check import check_saved_model, format_problems, format_report
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
-flags.DEFINE_string("workdir", None, "Where check_serving.json goes, if anywhere.")
+flags.DEFINE_string("workdir", None, "Where check_serving.json is written, if anywhere.")
 
 
 def main() -> None:
@@ -26,22 +25,14 @@ def main() -> None:
     workdir = flags.FLAGS.workdir
     if workdir:
         files.make_workdir(workdir)
-    found = _check(flags.FLAGS.saved_model)
-    if workdir:
-        files.write_json(os.path.join(workdir, "check_serving.json"), found)
-    print(summary.of_check(found))
-    if found["problems"]:
-        raise InputError(summary.of_problems(found))
-
-
-def _check(path: str) -> dict:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with runtime.suppress_stderr():
-        check = Check(path)
-    try:
-        return check.run()
-    finally:
-        check.close()
+        report = check_saved_model(flags.FLAGS.saved_model)
+    if workdir:
+        files.write_json(os.path.join(workdir, "check_serving.json"), report)
+    print(format_report(report))
+    if report["problems"]:
+        raise InputError(format_problems(report))
 
 
 if __name__ == "__main__":

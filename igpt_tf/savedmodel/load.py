@@ -1,13 +1,17 @@
-"""SavedModels back in: for the tools as signatures, for further training as a live model."""
+"""Loads SavedModels: their signatures for the tools, or the live model for further training."""
 
+import contextlib
 import functools
 import os
+import tempfile
+from collections.abc import Iterator
 
 from igpt_tf.errors import InputError, one_line
 from igpt_tf.palette import Palette
+from igpt_tf.savedmodel import spec
 from igpt_tf.savedmodel.metadata import PALETTE, find, read_metadata
 
-# What Python raises while it builds a model from a file that is cut short or altered.
+# What Python raises while TensorFlow builds a model from a file that is cut short or altered.
 _DAMAGED = (
     AssertionError,
     AttributeError,
@@ -17,29 +21,34 @@ _DAMAGED = (
     TypeError,
     ValueError,
 )
+_PATTERN = frozenset("*?[\\")  # characters that TensorFlow does not take literally in a path
 
 
 class SavedModel:
-    """One of our SavedModels, opened; the network itself is read when first used.
+    """A SavedModel of this package. The network itself is read when it is first used.
 
     Args:
-        path: The SavedModel's folder, or the folder of its numbered versions (the newest counts).
+        path: The SavedModel's folder, or the folder of its numbered versions (the highest counts).
 
     Attributes:
         path: The SavedModel's own folder.
-        metadata: dict, the content of `assets/metadata.json`.
+        metadata: Content of `assets/metadata.json`, see `metadata.read_metadata`.
         palette: `Palette`.
         image_size: (H, W).
 
     Raises:
-        InputError: The folder does not exist, is not one of ours, is damaged or holds another's
-            palette.
+        InputError: The folder does not exist, was not written by this package, is damaged or holds
+            the palette of another model.
+
+    Example:
+        model = SavedModel("runs/digits/export")
+        images = model.signature("sample")(num_images=4, seed=1)["images"]
     """
 
     def __init__(self, path: str):
         self.path = find(path)
         self.metadata = read_metadata(self.path)
-        self.palette = _palette(self.path, self.metadata.get("palette"))
+        self.palette = _load_palette(self.path, self.metadata["palette"])
         self.image_size = tuple(self.metadata["model"]["image_size"])
 
     @functools.cached_property
@@ -47,12 +56,13 @@ class SavedModel:
         import tensorflow as tf
 
         try:
-            return tf.saved_model.load(self.path)
+            with literal_path(self.path) as path:
+                return tf.saved_model.load(path)
         except tf.errors.ResourceExhaustedError:
             raise  # the memory's fault, not the file's
         except (*_DAMAGED, tf.errors.OpError) as error:
             raise InputError(
-                f"the SavedModel is damaged ({_one_line(error)}); export it again. "
+                f"the SavedModel is damaged ({_message(error)}); export it again. "
                 f"Received: path={self.path}"
             ) from None
 
@@ -62,10 +72,13 @@ class SavedModel:
         return sorted(self._loaded.signatures)
 
     def signature(self, name: str):
-        """The function of that name: named arrays in, dict of named NumPy arrays out.
+        """Returns the function of that name: named arrays in, dict of named NumPy arrays out.
+
+        `temperature`, `top_k` and `top_p` may be left out.
 
         Raises:
-            InputError: There is none; or, when it is called, an input is missing or refused.
+            InputError: There is no such signature. When the function is called: an input is
+                missing, unknown or refused.
         """
         if name not in self._loaded.signatures:
             raise InputError(
@@ -75,24 +88,100 @@ class SavedModel:
         return functools.partial(_call, name, self._loaded.signatures[name])
 
 
-def _palette(folder: str, fingerprint: str | None) -> Palette:
-    """The folder's palette. Raises: InputError unless it is the one of the metadata, if any."""
+def load_model(path: str):
+    """Loads the live model of a SavedModel.
+
+    Args:
+        path: As for `SavedModel`.
+
+    Returns:
+        (`ImageGPT` with exactly the stored weights, `Palette`, metadata dict).
+
+    Raises:
+        InputError: As `SavedModel`; or a weight is missing, damaged, of another shape or not
+            finite.
+    """
+    from igpt_tf.model import ImageGPT
+
+    saved = SavedModel(path)
+    model = ImageGPT(**saved.metadata["model"])
+    with literal_path(saved.path) as literal:
+        _read_weights(saved.path, literal, model)
+    return model, saved.palette, saved.metadata
+
+
+def _read_weights(path: str, literal: str, model) -> None:
+    """Assigns every weight from the SavedModel, one at a time."""
+    import tensorflow as tf
+
+    from igpt_tf.savedmodel.write import check_finite, weight_key, weight_name
+
+    try:
+        reader = tf.train.load_checkpoint(os.path.join(literal, "variables", "variables"))
+    except (ValueError, tf.errors.OpError) as error:
+        raise InputError(
+            f"the SavedModel's weights cannot be read ({type(error).__name__}); export it again. "
+            f"Received: path={path}"
+        ) from None
+    for weight in model.weights:
+        name = weight_name(weight)
+        if not reader.has_tensor(weight_key(weight)):
+            raise InputError(f"the SavedModel lacks the weight {name}. Received: path={path}")
+        try:
+            value = reader.get_tensor(weight_key(weight))
+        except (RuntimeError, IndexError, tf.errors.OpError):
+            raise InputError(
+                f"the SavedModel's weight {name} is damaged; export it again. Received: path={path}"
+            ) from None
+        if value.shape != tuple(weight.shape):
+            raise InputError(
+                f"the weight {name} does not have the shape {tuple(weight.shape)} of the "
+                f"metadata's model. Received: shape={value.shape}, path={path}"
+            )
+        check_finite(name, value, f"export {path} again")
+        weight.assign(value)
+
+
+@contextlib.contextmanager
+def literal_path(path: str) -> Iterator[str]:
+    """A path to the same folder that TensorFlow takes literally.
+
+    TensorFlow restores variables through a search for files that match the path as a pattern, so it
+    finds none below a folder called `lr[0.1]`. A symbolic link without such characters is used.
+    """
+    if not _PATTERN & set(os.path.abspath(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "saved_model")
+        os.symlink(os.path.abspath(path), link)
+        yield link
+
+
+def _load_palette(folder: str, fingerprint: str) -> Palette:
+    """Loads the folder's palette. Raises: InputError unless it has the metadata's fingerprint."""
     path = os.path.join(folder, PALETTE)
     palette = Palette.load(path)
-    if fingerprint not in (None, palette.fingerprint):
+    if fingerprint != palette.fingerprint:
         raise InputError(
-            "the SavedModel's palette is not the one it was made with; put that back or export it "
-            f"again. Received: path={path}, fingerprint={palette.fingerprint}, {fingerprint} in "
-            "its metadata"
+            "the SavedModel's palette is not the one it was written with; restore the file or "
+            f"export the model again. Received: path={path}, fingerprint={palette.fingerprint}, "
+            f"in the metadata {fingerprint}"
         )
     return palette
 
 
-def _call(name, function, **inputs):
+def _call(name: str, function, **inputs) -> dict:
     """Calls a signature with arrays, converted to its types."""
     import tensorflow as tf
 
     specs = function.structured_input_signature[1]
+    defaults = {
+        key: spec.default_value(key)
+        for key, tensor in getattr(spec.SIGNATURES.get(name), "inputs", {}).items()
+        if tensor.optional
+    }
+    inputs = {**defaults, **inputs}
     if set(inputs) != set(specs):
         raise InputError(
             f"signature {name} takes {', '.join(sorted(specs))}. "
@@ -102,31 +191,10 @@ def _call(name, function, **inputs):
         tensors = {key: tf.convert_to_tensor(inputs[key], specs[key].dtype) for key in specs}
         return {key: value.numpy() for key, value in function(**tensors).items()}
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        raise InputError(f"signature {name} refused its inputs: {_one_line(error)}") from None
+        raise InputError(f"signature {name} refused its inputs: {_message(error)}") from None
 
 
-def _one_line(error) -> str:
-    """What an error of TensorFlow says."""
-    said = getattr(error, "message", None) or str(error)
-    return one_line(said) or type(error).__name__
-
-
-def load_model(path: str):
-    """The live model behind a SavedModel.
-
-    Args:
-        path: As for `SavedModel`.
-
-    Returns:
-        (`ImageGPT` with exactly the written weights, `Palette`, metadata dict).
-
-    Raises:
-        InputError: The folder is not one of ours, or lacks a weight.
-    """
-    from igpt_tf.model import ImageGPT
-    from igpt_tf.savedmodel import weights
-
-    saved = SavedModel(path)
-    model = ImageGPT(**saved.metadata["model"])
-    weights.read(saved.path, model)
-    return model, saved.palette, saved.metadata
+def _message(error: Exception) -> str:
+    """An error of TensorFlow in one line."""
+    message = getattr(error, "message", None) or str(error)
+    return one_line(message) or type(error).__name__

@@ -1,85 +1,158 @@
-"""A SavedModel of ours as a folder: where it lies and what it says, read without TensorFlow."""
+"""A SavedModel's folder and its `assets/metadata.json`: written, found, read and validated.
 
-import json
-import math
+Reading does not import TensorFlow.
+"""
+
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta
+
+from igpt_tf import files, runtime
 from igpt_tf.errors import InputError
 
 GRAPH = "saved_model.pb"
 METADATA = os.path.join("assets", "metadata.json")
 PALETTE = os.path.join("assets", "palette.npy")
 
-
-class _Rule(NamedTuple):
-    """What a field of metadata.json must be, in words and as a test; whether it may be missing."""
-
-    words: str
-    admits: Callable[[object], bool]
-    optional: bool = False
+_Size = Annotated[int, Meta(ge=1, le=2**24)]
+_NonEmpty = Annotated[str, Meta(min_length=1)]
 
 
-def _is_object(value) -> bool:
-    return isinstance(value, dict)
+class _Model(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of `ImageGPT`."""
+
+    image_size: Annotated[list[_Size], Meta(min_length=2, max_length=2)]
+    vocabulary_size: _Size
+    num_layers: Annotated[int, Meta(ge=1, le=2**10)]
+    hidden_dim: _Size
+    num_heads: _Size
+    causal: bool
 
 
-def _is_text(value) -> bool:
-    return isinstance(value, str)
+class _Named(msgspec.Struct):
+    """Objective, with the arguments of its `get_config()` beside the name."""
+
+    name: _NonEmpty
 
 
-def _is_whole(value, least: int = 1) -> bool:
-    return type(value) is int and value >= least  # True is an int too, but no number
+class _Data(msgspec.Struct):
+    """Source of the images.
+
+    `fingerprint` identifies the images themselves; `modules` are the Python modules that define a
+    user's own source.
+    """
+
+    name: _NonEmpty
+    arguments: dict[str, Any] = {}
+    fingerprint: str | None = None
+    modules: list[str] = []
 
 
-def _is_image_size(value) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))
+class _Task(msgspec.Struct):
+    """What a fine-tuned model does, with the settings of its fine-tuning."""
+
+    name: _NonEmpty
+    num_classes: _Size
+    num_masks: Annotated[int, Meta(ge=0)] = 0
 
 
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+class _Metadata(msgspec.Struct):
+    """Schema of metadata.json. Fields that it does not name are kept.
+
+    Attributes:
+        model: `ImageGPT.architecture`.
+        palette: Fingerprint of the palette.
+        objective: `Objective.get_config()` of the pretraining objective.
+        score: What `score` measures, "likelihood" or "pseudo-likelihood".
+        completion: How `complete` generates pixels, "raster order" or "in-painting".
+        step: Number of optimizer steps.
+        data: The images that the model was trained on, if they are known.
+        task: What a fine-tuned model does; None for a pretrained model.
+        class_names: Name of each class, if the data have labels.
+        nats_per_token: Held-out loss of the objective, if it was measured. For a masked model this
+            is the loss per hidden token, which differs from its `score`.
+        signatures: Names of the signatures.
+        versions: Package -> version that wrote the SavedModel.
+    """
+
+    model: _Model
+    palette: str
+    objective: _Named
+    score: _NonEmpty
+    completion: _NonEmpty
+    step: Annotated[int, Meta(ge=0, le=2**53)]
+    data: _Data | None = None
+    task: _Task | None = None
+    class_names: list[str] | None = None
+    nats_per_token: float | None = None
+    signatures: list[str] = []
+    versions: dict[str, str] = {}
 
 
-def _are_texts(value) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+def make_metadata(
+    model,
+    palette,
+    objective,
+    *,
+    data: dict | None,
+    class_names=None,
+    step: int = 0,
+    nats_per_token: float | None = None,
+    task: dict | None = None,
+) -> dict:
+    """Content of metadata.json; see `write.write_pretrained` for the arguments.
+
+    Args:
+        objective: An `Objective`.
+        task: {"name": "classification", "num_classes", "num_masks", ...}, or None.
+    """
+    return _validated(
+        {
+            "model": model.architecture,
+            "palette": palette.fingerprint,
+            "objective": objective.get_config(),
+            "score": objective.score_kind,
+            "completion": objective.generation,
+            "step": int(step),
+            "data": data,
+            "task": task,
+            "class_names": None if class_names is None else list(class_names),
+            "nats_per_token": None if nats_per_token is None else float(nats_per_token),
+            "versions": runtime.versions(),
+        }
+    )
 
 
-_SIZE = _Rule("a whole number above 0", _is_whole)
-_MODEL = {
-    "image_size": _Rule("two whole numbers above 0", _is_image_size),
-    "vocabulary_size": _SIZE,
-    "num_layers": _SIZE,
-    "hidden_dim": _SIZE,
-    "num_heads": _SIZE,
-    "causal": _Rule("true or false", lambda value: isinstance(value, bool)),
-}
-# By name, "a.b" being field b of the object a; an object's own rule comes before its fields'.
-_RULES = {
-    "model": _Rule("an object", _is_object),
-    **{f"model.{name}": rule for name, rule in _MODEL.items()},
-    "objective": _Rule("an object", _is_object),
-    "objective.name": _Rule("a text", _is_text, optional=True),
-    "step": _Rule("a whole number, 0 or more", lambda value: _is_whole(value, 0)),
-    "nats_per_token": _Rule("a number", _is_number, optional=True),
-    "data": _Rule("an object", _is_object, optional=True),
-    "data.name": _Rule("a text", _is_text),
-    "data.arguments": _Rule("an object", _is_object, optional=True),
-    "class_names": _Rule("a list of texts", _are_texts, optional=True),
-    "task": _Rule("an object", _is_object, optional=True),  # the oldest exports lack it
-    "task.num_classes": _SIZE,
-}
+def write_metadata(folder: str, metadata: dict, palette) -> None:
+    """Writes metadata.json and palette.npy into a SavedModel's folder."""
+    files.write_json(os.path.join(folder, METADATA), metadata)
+    palette.save(os.path.join(folder, PALETTE))
 
 
 def find(path: str) -> str:
-    """The SavedModel's folder: `path`, or its highest numbered subfolder. Raises: InputError."""
+    """Finds a SavedModel's own folder.
+
+    Args:
+        path: That folder, or the folder of its numbered versions, of which the highest counts.
+
+    Raises:
+        InputError: There is no SavedModel.
+    """
     if not os.path.isdir(path):
         raise InputError(f"the SavedModel's folder does not exist. Received: path={path}")
     if os.path.isfile(os.path.join(path, GRAPH)):
         return path
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise InputError(
+            f"the SavedModel's folder cannot be read ({error.strerror}). Received: path={path}"
+        ) from None
     versions = [
         name
-        for name in os.listdir(path)
+        for name in names
         if name.isdecimal() and os.path.isfile(os.path.join(path, name, GRAPH))
     ]
     if not versions:
@@ -90,46 +163,32 @@ def find(path: str) -> str:
     return os.path.join(path, max(versions, key=int))
 
 
-def read_metadata(path: str) -> dict:
-    """The content of the folder's metadata.json, every field that a program reads being sound.
+def read_metadata(folder: str) -> dict:
+    """Reads and validates metadata.json. Optional fields that it lacks get their defaults.
+
+    Args:
+        folder: The SavedModel's own folder.
 
     Raises:
-        InputError: The file is missing or damaged; names the first field that is wrong.
+        InputError: The file is missing, damaged, or one of its fields is wrong.
     """
-    try:
-        with open(os.path.join(path, METADATA), encoding="utf-8") as file:
-            metadata = json.load(file)
-    except FileNotFoundError:
+    path = os.path.join(folder, METADATA)
+    if not os.path.exists(path):
         raise InputError(
-            f"the SavedModel is not one of igpt_tf's: it lacks {METADATA}. Received: path={path}"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from None
-    problem = _problem(metadata)
-    if problem:
-        raise _damaged(path, problem)
-    return metadata
-
-
-def _damaged(path: str, said: str) -> InputError:
-    return InputError(
-        f"the SavedModel's {METADATA} is damaged ({' '.join(said.split())}); export it again. "
-        f"Received: path={path}"
+            f"the SavedModel was not written by igpt_tf: it lacks {METADATA}. "
+            f"Received: path={folder}"
+        )
+    content = files.read_json(
+        path, description="the SavedModel's metadata", fix="export it again", schema=dict[str, Any]
     )
+    try:
+        return _validated(content)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"the SavedModel's metadata is damaged ({error}); export it again. Received: {path}"
+        ) from None
 
 
-def _problem(metadata) -> str | None:
-    """What is wrong with the first field that is, in words."""
-    if not _is_object(metadata):
-        return "it is not an object"
-    for name, rule in _RULES.items():
-        *holder, key = name.split(".")
-        fields = metadata.get(holder[0]) if holder else metadata
-        if fields is None:  # an optional object
-            continue
-        value = fields.get(key)
-        if not (rule.optional if value is None else rule.admits(value)):
-            found = f"{json.dumps(value):.60}" if key in fields else "missing"
-            return f"{name} is {found}; it must be {rule.words}"
-    unknown = sorted(metadata["model"].keys() - _MODEL.keys())
-    return f"this version does not know the field model.{unknown[0]}" if unknown else None
+def _validated(content: dict) -> dict:
+    """`content` with the defaults of missing fields. Raises: msgspec.ValidationError."""
+    return msgspec.to_builtins(msgspec.convert(content, _Metadata)) | content

@@ -1,173 +1,146 @@
-"""The named functions of a SavedModel. Each takes named tensors and returns a dict of them.
+"""The functions behind a SavedModel's signatures: named tensors in, a dict of named tensors out.
 
-No function is jit-compiled, keeps state, or draws random numbers other than from its seed.
+`SignatureFunctions` has one method per entry of `spec.SIGNATURES`, of the same name and inputs.
+`build_functions` makes them into `tf.function`s: none is compiled by XLA, keeps state or draws
+random numbers other than from its seed.
 """
+
+import inspect
 
 import tensorflow as tf
 
 from igpt_tf.sampling.params import LIMITS
 from igpt_tf.sampling.sampler import complete, inpaint, sample
-from igpt_tf.savedmodel import pixels
-from igpt_tf.savedmodel.scoring import surprise
-
-_SEED = tf.TensorSpec([], tf.int32, "seed")
-_CHOICE = (
-    _SEED,
-    tf.TensorSpec([], tf.float32, "temperature"),
-    tf.TensorSpec([], tf.int32, "top_k"),
-    tf.TensorSpec([], tf.float32, "top_p"),
-)
+from igpt_tf.savedmodel import pixels, spec
 
 
-def pretrained(model, palette) -> dict:
-    """Every signature of a pretrained model, name -> tf.function."""
-    functions = {
-        **coding(model, palette),
-        **features(model, palette),
-        **scoring(model, palette),
-        **painting(model, palette),
-    }
-    return {**functions, "serving_default": functions["features"]}
+class SignatureFunctions:
+    """The signatures of a model as methods of tensors.
 
+    Args:
+        network: An `ImageGPT`.
+        palette: Its `Palette`.
+        objective: The `Objective` that it was trained on.
+        classifier: The `Classifier` around the network; None for a pretrained model.
+        masks: bool[K,T], the ensemble of a masked classifier; None otherwise.
+    """
 
-def classifying(classifier, palette, masks) -> dict:
-    """Every signature of a fine-tuned model; arguments as in `write_classifier`."""
-    network = classifier.network
+    def __init__(self, network, palette, objective, classifier=None, masks=None):
+        self.network, self.palette, self.objective = network, palette, objective
+        self.classifier, self.masks = classifier, masks
 
-    @_signature(images_of(network))
-    def classify(images):
-        tokens = pixels.encode(palette, images)
-        probabilities, labels = classifier.classify(tokens, masks)
-        return {"probabilities": probabilities, "labels": labels}
+    def encode(self, images):
+        return {"tokens": self._tokens(images)}
 
-    @_signature(tf.TensorSpec([None], tf.string, "image_bytes"))
-    def classify_bytes(image_bytes):
-        return classify(pixels.read_files(image_bytes, network.image_size))
+    def decode(self, tokens):
+        size = len(self.palette)
+        is_valid = tf.reduce_all((tokens >= 0) & (tokens < size))
+        with tf.control_dependencies([tf.Assert(is_valid, [f"tokens must be 0 to {size - 1}"])]):
+            return {"images": self._images(tf.identity(tokens))}
 
-    return {
-        **coding(network, palette),
-        **features(network, palette),
-        **scoring(network, palette),
-        **painting(network, palette),
-        "classify": classify,
-        "classify_bytes": classify_bytes,
-        "serving_default": classify,
-    }
+    def features(self, images):
+        return {"features": self.network.features(self._tokens(images))}
 
+    def features_bytes(self, image_bytes):
+        return self.features(self._read_files(image_bytes))
 
-def images_of(model) -> tf.TensorSpec:
-    """uint8[B,H,W,3], the input `images`."""
-    return tf.TensorSpec([None, *model.image_size, 3], tf.uint8, "images")
-
-
-def coding(model, palette) -> dict:
-    """`encode` and `decode`."""
-
-    @_signature(images_of(model))
-    def encode(images):
-        return {"tokens": pixels.encode(palette, images)}
-
-    @_signature(tf.TensorSpec([None, model.sequence_length], tf.int32, "tokens"))
-    def decode(tokens):
-        return {"images": pixels.decode(palette, tokens, model.image_size)}
-
-    return {"encode": encode, "decode": decode}
-
-
-def features(model, palette) -> dict:
-    """`features` and `features_bytes`."""
-
-    @_signature(images_of(model))
-    def features(images):
-        return {"features": model.features(pixels.encode(palette, images))}
-
-    @_signature(tf.TensorSpec([None], tf.string, "image_bytes"))
-    def features_bytes(image_bytes):
-        return features(pixels.read_files(image_bytes, model.image_size))
-
-    return {"features": features, "features_bytes": features_bytes}
-
-
-def scoring(model, palette) -> dict:
-    """`score`."""
-
-    @_signature(images_of(model))
-    def score(images):
-        nats = surprise(model, pixels.encode(palette, images))
+    def score(self, images):
+        nats = self.objective.token_scores(self.network, self._tokens(images))
         return {
             "nats_per_token": tf.reduce_mean(nats, axis=1),
-            "surprise": tf.reshape(nats, [-1, *model.image_size]),
+            "surprise": tf.reshape(nats, [-1, *self.network.image_size]),
         }
 
-    return {"score": score}
+    def sample(self, num_images, **params):
+        return self._generated(sample(self.network, num_images, **params))
 
+    def complete(self, images, num_given, **params):
+        length = self.network.sequence_length
+        is_valid = (num_given >= 0) & (num_given <= length)
+        message = f"num_given must be 0 to {length}, the pixels of an image. Received: num_given="
+        with tf.control_dependencies([tf.Assert(is_valid, [message, num_given])]):
+            tokens = self._tokens(tf.identity(images))
+        return self._generated(complete(self.network, tokens, num_given, **params))
 
-def painting(model, palette) -> dict:
-    """`complete`, and `sample` (causal models) or `inpaint` (masked ones)."""
-    own = _sampling if model.causal else _inpainting
-
-    @_signature(images_of(model), tf.TensorSpec([], tf.int32, "num_given"), *_CHOICE)
-    def complete_(images, num_given, seed, temperature, top_k, top_p):
-        checks = _checks(temperature=temperature, top_k=top_k, top_p=top_p)
-        with tf.control_dependencies([*checks, _check_given(num_given, model.sequence_length)]):
-            tokens = tf.identity(pixels.encode(palette, images))
-        choice = _choice(seed, temperature, top_k, top_p)
-        return _painted(model, palette, complete(model, tokens, num_given, **choice))
-
-    return {"complete": complete_, **own(model, palette)}
-
-
-def _sampling(model, palette) -> dict:
-    @_signature(tf.TensorSpec([], tf.int32, "num_images"), *_CHOICE)
-    def sample_(num_images, seed, temperature, top_k, top_p):
-        checks = _checks(num_images=num_images, temperature=temperature, top_k=top_k, top_p=top_p)
-        with tf.control_dependencies(checks):
-            num_images = tf.identity(num_images)
-        choice = _choice(seed, temperature, top_k, top_p)
-        return _painted(model, palette, sample(model, num_images, **choice))
-
-    return {"sample": sample_}
-
-
-def _inpainting(model, palette) -> dict:
-    known = tf.TensorSpec([None, *model.image_size], tf.bool, "known")
-
-    @_signature(images_of(model), known, tf.TensorSpec([], tf.int32, "num_rounds"), *_CHOICE)
-    def inpaint_(images, known, num_rounds, seed, temperature, top_k, top_p):
-        checks = _checks(num_rounds=num_rounds, temperature=temperature, top_k=top_k, top_p=top_p)
-        with tf.control_dependencies(checks):
-            tokens = tf.identity(pixels.encode(palette, images))
+    def inpaint(self, images, known, num_rounds, **params):
+        tokens = self._tokens(images)
         known = tf.reshape(known, tf.shape(tokens))
-        choice = _choice(seed, temperature, top_k, top_p)
-        painted = inpaint(model, tokens, known, num_rounds=num_rounds, **choice)
-        return _painted(model, palette, painted)
+        return self._generated(
+            inpaint(self.network, tokens, known, num_rounds=num_rounds, **params)
+        )
 
-    return {"inpaint": inpaint_}
+    def classify(self, images):
+        probabilities, labels = self.classifier.classify(self._tokens(images), self.masks)
+        return {"probabilities": probabilities, "labels": labels}
+
+    def classify_bytes(self, image_bytes):
+        return self.classify(self._read_files(image_bytes))
+
+    def _tokens(self, images):
+        """uint8[B,H,W,3] -> int32[B,T], one image at a time to bound the memory of distances."""
+        return tf.map_fn(
+            lambda image: self.palette.encode_tensor(image[None])[0],
+            images,
+            fn_output_signature=tf.TensorSpec([self.network.sequence_length], tf.int32),
+        )
+
+    def _images(self, tokens):
+        return self.palette.decode_tensor(tokens, self.network.image_size)
+
+    def _generated(self, tokens):
+        return {"images": self._images(tokens), "tokens": tokens}
+
+    def _read_files(self, image_bytes):
+        return pixels.read_files(image_bytes, self.network.image_size)
 
 
-def _signature(*inputs):
-    """Decorates a function of named tensors; it is never jit-compiled."""
-    return tf.function(input_signature=inputs, autograph=False)
+def build_functions(functions: SignatureFunctions, metadata: dict) -> dict:
+    """Builds the signatures of the model with this metadata: name -> `tf.function`."""
+    built = {
+        name: _build(signature, getattr(functions, name))
+        for name, signature in spec.available_signatures(metadata).items()
+        if name != spec.DEFAULT
+    }
+    return {**built, spec.DEFAULT: built[spec.default_signature(metadata)]}
 
 
-def _choice(seed, temperature, top_k, top_p) -> dict:
-    return {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+def _build(signature: spec.Signature, method):
+    """A `tf.function` of the signature's inputs, which checks their limits first."""
+
+    def function(*tensors):
+        inputs = dict(zip(signature.inputs, tensors, strict=True))
+        with tf.control_dependencies(_limit_checks(inputs)):
+            return method(**{name: tf.identity(tensor) for name, tensor in inputs.items()})
+
+    # TensorFlow takes the inputs' names from here, and the defaults, which it stores for
+    # TensorFlow Serving and for callers of the loaded function.
+    function.__signature__ = inspect.Signature(
+        [_parameter(name, tensor) for name, tensor in signature.inputs.items()]
+    )
+    input_specs = [tensor_spec(name, tensor) for name, tensor in signature.inputs.items()]
+    return tf.function(function, input_signature=input_specs, autograph=False)
 
 
-def _painted(model, palette, tokens) -> dict:
-    return {"images": palette.decode_tensor(tokens, model.image_size), "tokens": tokens}
+def _parameter(name: str, tensor: spec.TensorSpec) -> inspect.Parameter:
+    default = inspect.Parameter.empty
+    if tensor.optional:
+        default = tf.constant(spec.default_value(name), tensor.dtype)
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
 
 
-def _checks(**arguments) -> list:
-    """Assertions of `LIMITS`; what depends on them runs only if they hold."""
+def tensor_spec(name: str, tensor: spec.TensorSpec) -> tf.TensorSpec:
+    """TensorFlow's form of a spec with sizes; the letter B becomes a dynamic axis."""
+    shape = [None if axis == "B" else axis for axis in tensor.axes]
+    return tf.TensorSpec(shape, tensor.dtype, name)
+
+
+def _limit_checks(inputs: dict) -> list:
+    """Assertions of `LIMITS`. Every int32 is a valid seed."""
     return [
         tf.Assert(
-            LIMITS[name][1](value), [f"{name} must be {LIMITS[name][0]}. Received: {name}=", value]
+            LIMITS[name][1](tensor),
+            [f"{name} must be {LIMITS[name][0]}. Received: {name}=", tensor],
         )
-        for name, value in arguments.items()
+        for name, tensor in inputs.items()
+        if name in LIMITS and name != "seed"
     ]
-
-
-def _check_given(num_given, length: int):
-    message = f"num_given must be 0 to {length}, the pixels of an image. Received: num_given="
-    return tf.Assert((num_given >= 0) & (num_given <= length), [message, num_given])

@@ -11,7 +11,12 @@ import io
 import numpy as np
 from PIL import Image
 
-from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_FILE_PIXELS, MAX_IMAGES
+from igpt_tf.sampling.params import (
+    MAX_FILE_BYTES,
+    MAX_FILE_PIXELS,
+    MAX_IMAGES,
+    PLAIN_SAMPLING,
+)
 
 DEFAULT = "serving_default"  # answers as `default_signature` of the model
 
@@ -23,16 +28,21 @@ class TensorSpec:
     Attributes:
         dtype: NumPy's name of the type, or "string".
         axes: Sizes. Letters stand for B (batch), H, W (image), T = H W (tokens), L+1 (layers and
-            the final norm), D (hidden), V (vocabulary) and C (classes); None is unknown.
+            the final norm), D (hidden), V (vocabulary) and C (classes); None is any size. Not a
+            tuple but None if a graph does not declare the rank.
         description: What it is and which values are allowed, as a phrase.
+        optional: Whether a request may leave the input out; see `default_value`.
     """
 
     dtype: str
-    axes: tuple[str | int | None, ...] = ()
+    axes: tuple[str | int | None, ...] | None = ()
     description: str = ""
+    optional: bool = False
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.axes))}]"
+        if self.axes is None:
+            return f"{self.dtype} of any rank"
+        return f"{self.dtype}[{','.join('?' if axis is None else str(axis) for axis in self.axes)}]"
 
     def with_sizes(self, sizes: dict[str, int]) -> "TensorSpec":
         """Replaces the letters that `sizes` has."""
@@ -100,9 +110,9 @@ _IMAGE_BYTES = {
 _TOKENS = {"tokens": TensorSpec("int32", ("B", "T"))}
 _SAMPLING = {
     "seed": TensorSpec("int32", (), "image i uses seed + i"),
-    "temperature": TensorSpec("float32", (), "above 0"),
-    "top_k": TensorSpec("int32", (), "0: all colours"),
-    "top_p": TensorSpec("float32", (), "above 0, at most 1"),
+    "temperature": TensorSpec("float32", (), "above 0; 1.0 if left out", optional=True),
+    "top_k": TensorSpec("int32", (), "0, all colors, if left out", optional=True),
+    "top_p": TensorSpec("float32", (), "in (0, 1]; 1.0 if left out", optional=True),
 }
 _FEATURES = {
     "features": TensorSpec(
@@ -232,6 +242,35 @@ def available_signatures(metadata: dict) -> dict[str, Signature]:
     return {**found, DEFAULT: dataclasses.replace(found[default_signature(metadata)], name=DEFAULT)}
 
 
+def differences(found: Signature, promised: Signature) -> list[str]:
+    """How a signature that a graph or a server declares differs from the promised one, in words."""
+    return [
+        *_tensor_differences(f"{promised.name} takes", found.inputs, promised.inputs),
+        *_tensor_differences(f"{promised.name} returns", found.outputs, promised.outputs),
+    ]
+
+
+def _tensor_differences(
+    subject: str, found: dict[str, TensorSpec], promised: dict[str, TensorSpec]
+) -> list[str]:
+    problems = []
+    for name in sorted(found.keys() | promised.keys()):
+        if name not in promised:
+            problems.append(f"{subject} {name}, which is not in the specification")
+        elif name not in found:
+            problems.append(f"{subject} no {name} ({promised[name]})")
+        elif not promised[name].accepts(found[name].dtype, found[name].axes):
+            problems.append(f"{subject} {name} as {found[name]}, not {promised[name]}")
+        elif "B" in promised[name].axes and found[name].axes[0] is not None:
+            problems.append(f"{subject} {name} with a fixed batch size, {found[name]}")
+    return problems
+
+
+def default_value(name: str) -> float | int:
+    """Value of an optional input that a request leaves out: the paper's plain sampling."""
+    return getattr(PLAIN_SAMPLING, name)
+
+
 def example_request(
     signature: Signature, sizes: dict[str, int], batch_size: int = 1
 ) -> dict[str, np.ndarray]:
@@ -249,22 +288,17 @@ def example_request(
     }
 
 
-# Examples of inputs without a batch axis; `num_images` is the batch size.
-_EXAMPLES = {"seed": 7, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_rounds": 2}
-
-
 def _example(name: str, spec: TensorSpec, sizes: dict[str, int], batch_size: int) -> np.ndarray:
     if spec.dtype == "string":
         image = _random_images(1, 2 * sizes["H"], 3 * sizes["W"])[0]
         return byte_strings([_png(image)] * batch_size)
     if name == "images":
         return _random_images(batch_size, sizes["H"], sizes["W"])
-    if name == "num_images":
-        return np.asarray(batch_size, spec.dtype)
-    if name == "num_given":
-        return np.asarray(sizes["T"] - 1, spec.dtype)
-    if name in _EXAMPLES:
-        return np.asarray(_EXAMPLES[name], spec.dtype)
+    if spec.optional:
+        return np.asarray(default_value(name), spec.dtype)
+    if not spec.axes:
+        numbers = {"num_images": batch_size, "num_given": sizes["T"] - 1, "num_rounds": 2}
+        return np.asarray(numbers.get(name, 1), spec.dtype)
     shape = spec.with_sizes({**sizes, "B": batch_size}).axes
     limit = sizes["V"] if name == "tokens" else 2
     return np.random.default_rng(0).integers(0, limit, shape).astype(spec.dtype)

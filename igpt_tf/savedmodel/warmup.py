@@ -1,77 +1,97 @@
-"""Warm-up records: a request for each signature, which TensorFlow Serving runs on loading.
+"""Warm-up records: one request per signature, which TensorFlow Serving runs when it loads a model.
 
-A signature's first answer takes hundreds of times as long as the next ones; with these records the
-server pays before it reports the model available. Every request is small: one image, and of a
-completion one pixel.
+The first request of a signature takes hundreds of times as long as the next ones. With these
+records the server pays that before it reports the model as available. Each request is the small
+example of `spec.example_request`.
 
-The file is a TFRecord of `tensorflow.serving.PredictionLog`. Its classes are in the package
-tensorflow-serving-api, which everybody who trains would have to install for them. Only four
-messages around a `TensorProto` are needed, all of their fields strings and messages, and those
-have one wire format: so they are written here, and the tests read them with the package.
-
-Source: tensorflow_serving/apis/{prediction_log,predict,model}.proto.
+The file is a TFRecord of `tensorflow.serving.PredictionLog` messages.
+Source: tensorflow_serving/g3doc/saved_model_warmup.md, apis/prediction_log.proto.
 """
 
 import os
+import struct
+from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from igpt_tf.errors import InputError
+from igpt_tf.savedmodel import protos
+from igpt_tf.savedmodel.spec import available_signatures, example_request, sizes_of
 
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")
-_ONES = {"temperature", "top_p", "num_images", "num_rounds"}
+_HEADER, _FOOTER = struct.Struct("<QI"), 4  # length and its checksum; checksum of the content
+_MAX_BYTES = 2**30
 
 
-def write(folder: str, signatures: dict) -> None:
-    """Writes the records of `signatures`, name -> tf.function, into a SavedModel's folder."""
+def write_warmup(folder: str, metadata: dict) -> None:
+    """Writes a record for each signature of the model with this metadata.
+
+    Args:
+        folder: The SavedModel's folder.
+        metadata: Content of its metadata.json.
+    """
+    import tensorflow as tf
+
     path = os.path.join(folder, WARMUP)
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    sizes = sizes_of(metadata)
     with tf.io.TFRecordWriter(path) as file:
-        for name, function in sorted(signatures.items()):
-            file.write(record(name, _inputs(function.input_signature)))
+        for name, signature in sorted(available_signatures(metadata).items()):
+            file.write(encode_record(name, example_request(signature, sizes)))
 
 
-def record(signature: str, inputs: dict) -> bytes:
-    """A `PredictionLog`.
+def encode_record(signature: str, inputs: dict[str, np.ndarray]) -> bytes:
+    """A `PredictionLog` with one request.
 
     Args:
         signature: Name of the signature.
-        inputs: Input name -> `TensorProto`.
+        inputs: Input name -> array; strings are arrays of objects.
     """
-    model_spec = _field(3, signature.encode())  # ModelSpec.signature_name
-    entries = b"".join(
-        _field(2, _field(1, name.encode()) + _field(2, tensor.SerializeToString()))
-        for name, tensor in inputs.items()
-    )
-    request = _field(1, model_spec) + entries  # PredictRequest.model_spec, .inputs
-    return _field(6, _field(1, request))  # PredictionLog.predict_log, PredictLog.request
+    log = protos.PredictionLog()
+    request = log.predict_log.request
+    request.model_spec.signature_name = signature
+    for name, array in inputs.items():
+        protos.set_tensor(request.inputs.add(key=name).value, array)
+    return log.SerializeToString()
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A string or a message inside a message."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
+def read_warmup(folder: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Reads (signature, inputs) of each record, nothing if there is no file.
+
+    Args:
+        folder: The SavedModel's folder.
+
+    Raises:
+        InputError: The file is not a TFRecord of `PredictionLog` messages.
+    """
+    path = os.path.join(folder, WARMUP)
+    if not os.path.exists(path):
+        return
+    try:
+        for record in _records(path):
+            request = protos.PredictionLog.FromString(record).predict_log.request
+            inputs = {entry.key: protos.read_tensor(entry.value) for entry in request.inputs}
+            yield request.model_spec.signature_name, inputs
+    except (DecodeError, struct.error, OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the warm-up file is damaged ({reason}); export the SavedModel again. "
+            f"Received: path={path}"
+        ) from None
 
 
-def _varint(value: int) -> bytes:
-    parts = []
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def _inputs(specs) -> dict:
-    """The smallest thing to ask for, name -> `TensorProto`."""
-    inputs = {spec.name: _value(spec) for spec in specs}
-    if "num_given" in inputs:
-        _, height, width, _ = next(spec.shape for spec in specs if spec.name == "images")
-        inputs["num_given"] = tf.make_tensor_proto(height * width - 1, tf.int32)
-    return inputs
-
-
-def _value(spec: tf.TensorSpec):
-    if spec.dtype == tf.string:
-        png = tf.io.encode_png(np.zeros((8, 8, 3), "uint8")).numpy()
-        return tf.make_tensor_proto([png], spec.dtype)
-    shape = [1 if size is None else size for size in spec.shape]
-    value = 1 if spec.name in _ONES else 0
-    return tf.make_tensor_proto(np.full(shape, value, spec.dtype.as_numpy_dtype))
+def _records(path: str) -> Iterator[bytes]:
+    """Contents of a TFRecord file, without TensorFlow. Checksums are not compared."""
+    if os.path.getsize(path) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+    with open(path, "rb") as file:
+        content = file.read()
+    start = 0
+    while start < len(content):
+        length, _ = _HEADER.unpack_from(content, start)
+        start += _HEADER.size
+        if start + length + _FOOTER > len(content):
+            raise ValueError("it is cut short")
+        yield content[start : start + length]
+        start += length + _FOOTER

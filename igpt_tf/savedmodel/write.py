@@ -1,4 +1,4 @@
-"""A live model to a SavedModel folder, all of it or nothing."""
+"""Writes a live model as a SavedModel folder, completely or not at all."""
 
 import os
 import shutil
@@ -6,122 +6,160 @@ import shutil
 import numpy as np
 import tensorflow as tf
 
+from igpt_tf import files
 from igpt_tf.errors import InputError
-from igpt_tf.savedmodel import describe as metadata_file
-from igpt_tf.savedmodel import warmup
-from igpt_tf.savedmodel.signatures import classifying, pretrained
-from igpt_tf.savedmodel.weights import name_of
+from igpt_tf.objectives import objective_from_config
+from igpt_tf.savedmodel.metadata import make_metadata, write_metadata
+from igpt_tf.savedmodel.signatures import SignatureFunctions, build_functions
+from igpt_tf.savedmodel.warmup import write_warmup
 
 
-def write_pretrained(
-    model,
-    palette,
-    path: str,
-    *,
-    objective: dict,
-    data: dict | None,
-    class_names=None,
-    step: int = 0,
-    nats_per_token: float | None = None,
-) -> str:
+def write_pretrained(model, palette, path: str, *, objective: dict, **description) -> str:
     """Writes a pretrained model with every signature of its kind.
 
     Args:
         model: An `ImageGPT`.
         palette: Its `Palette`.
-        path: The folder to write, `.../export/STEP` by convention; replaced if it exists.
-        objective: JSON-able description of the objective.
-        data: JSON-able description of the data's source, or None.
-        class_names: Names of the data's classes, or None.
-        step: Optimizer steps behind the weights.
-        nats_per_token: Held-out loss of these weights, or None if not measured.
+        path: The folder to write, by convention `.../export/STEP`; replaced if it exists.
+        objective: `get_config()` of the objective.
+        **description: What the metadata says besides:
+            data: Description of the data's source, {"name", "arguments"} and, if known,
+                "fingerprint" and "modules"; or None.
+            class_names: Names of the data's classes, or None.
+            step: Number of optimizer steps behind the weights.
+            nats_per_token: Held-out loss of these weights, or None if it was not measured.
 
     Returns:
         `path`.
 
     Raises:
-        InputError: The palette's size is not the model's vocabulary.
+        InputError: The palette's size is not the model's vocabulary size, or a weight is not
+            finite.
+
+    Example:
+        write_pretrained(
+            model, palette, "runs/mine/export/70", objective=Autoregressive().get_config(),
+            data=None, step=70,
+        )
     """
     _check_palette(palette, model)
-    description = metadata_file.describe(
-        model,
-        palette,
-        objective=objective,
-        data=data,
-        class_names=class_names,
-        step=step,
-        nats_per_token=nats_per_token,
-    )
-    return write_folder(path, model, pretrained(model, palette), description, palette)
+    objective = objective_from_config(objective)
+    metadata = make_metadata(model, palette, objective, **description)
+    functions = build_functions(SignatureFunctions(model, palette, objective), metadata)
+    return write_folder(path, model, palette, functions, metadata)
 
 
 def write_classifier(
-    classifier, palette, path: str, *, masks: np.ndarray | None, task: dict, **about
+    classifier,
+    palette,
+    path: str,
+    *,
+    objective: dict,
+    masks: np.ndarray | None,
+    task: dict,
+    **description,
 ) -> str:
-    """Writes a fine-tuned model.
+    """Writes a fine-tuned model with every signature of its kind.
 
     Args:
         classifier: A `Classifier`.
-        palette: Its network's `Palette`.
-        path: As in `write`.
-        masks: bool[K,T] whose majority decides, or None for an autoregressive network.
-        task: JSON-able description of the fine-tuning.
-        **about: The named arguments of `write`, but all of them.
+        palette: `Palette` of its network.
+        path: The folder to write; replaced if it exists.
+        objective: `get_config()` of the objective that the network was pretrained on.
+        masks: bool[K,T], the masks of which the majority decides; None for an autoregressive
+            network.
+        task: JSON-able settings of the fine-tuning.
+        **description: As in `write_pretrained`.
 
     Returns:
         `path`.
 
     Raises:
-        InputError: As `write`.
+        InputError: As `write_pretrained`.
     """
-    _check_palette(palette, classifier.network)
-    description = metadata_file.describe(classifier.network, palette, **about)
-    description["task"] = {
+    network = classifier.network
+    _check_palette(palette, network)
+    objective = objective_from_config(objective)
+    task = {
+        **task,
         "name": "classification",
         "num_classes": classifier.num_classes,
         "num_masks": 0 if masks is None else len(masks),
-        **task,
     }
-    functions = classifying(classifier, palette, masks)
-    return write_folder(path, classifier, functions, description, palette)
+    metadata = make_metadata(network, palette, objective, task=task, **description)
+    signatures = SignatureFunctions(network, palette, objective, classifier, masks)
+    functions = build_functions(signatures, metadata)
+    return write_folder(path, classifier, palette, functions, metadata)
+
+
+def write_folder(path: str, model, palette, functions: dict, metadata: dict) -> str:
+    """Writes a SavedModel under a temporary name, then renames its folder.
+
+    Args:
+        path: The folder to write.
+        model: The Keras model whose weights are stored.
+        palette: Its `Palette`.
+        functions: Signature name -> `tf.function`.
+        metadata: From `make_metadata`.
+
+    Returns:
+        `path`.
+    """
+    _check_finite(model)
+    path = os.path.abspath(path)
+    parent, name = os.path.split(path)
+    os.makedirs(parent, exist_ok=True)
+    temporary = os.path.join(parent, f".{name}{files.TEMPORARY}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    tf.saved_model.save(_Module(model, functions), temporary, signatures=functions)
+    write_metadata(temporary, {**metadata, "signatures": sorted(functions)}, palette)
+    write_warmup(temporary, metadata)
+    files.replace_folder(temporary, path)
+    return path
+
+
+class _Module(tf.Module):
+    """What is saved: each weight once, by its name, and the signatures as methods.
+
+    `tf.saved_model.load(path).sample(num_images=4, seed=1)` calls a signature with its defaults;
+    `.signatures["sample"]` of the loaded object takes every input.
+    """
+
+    def __init__(self, model, functions):
+        super().__init__()
+        self.weights = {weight_name(weight): weight.value for weight in model.weights}
+        for name, function in functions.items():
+            setattr(self, name, function)
+
+
+def weight_name(variable) -> str:
+    """Name of a weight inside its model, e.g. `block_0/attention/qkv_kernel`."""
+    return variable.path.split("/", 1)[1]
+
+
+def weight_key(variable) -> str:
+    """Name of a weight inside the SavedModel's checkpoint."""
+    return f"weights/{weight_name(variable).replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def _check_palette(palette, model) -> None:
     if len(palette) != model.vocabulary_size:
         raise InputError(
-            "the palette's size must be the model's vocabulary. Received: "
-            f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
+            "the palette's size must be the model's vocabulary size. Received: "
+            f"colors={len(palette)}, vocabulary_size={model.vocabulary_size}"
         )
 
 
-def write_folder(path: str, model, signatures: dict, description: dict, palette) -> str:
-    """Writes the folder under a name beside its own, then renames it."""
-    description = {**description, "signatures": sorted(signatures)}
-    path = os.path.abspath(path)
-    unfinished = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    tf.saved_model.save(_Served(model, signatures), unfinished, signatures=signatures)
-    metadata_file.save(unfinished, description, palette)
-    warmup.write(unfinished, signatures)
-    _replace(unfinished, path)
-    return path
+def _check_finite(model) -> None:
+    for weight in model.weights:
+        check_finite(weight_name(weight), weight.numpy(), "train or import the model again")
 
 
-class _Served(tf.Module):
-    """Holds what the signatures use: each weight once, by its name."""
-
-    def __init__(self, model, signatures):
-        super().__init__()
-        self.weights = {name_of(weight): weight.value for weight in model.weights}
-        self.functions = signatures
-
-
-def _replace(source: str, target: str) -> None:
-    """Renames a folder onto another, which exists or not."""
-    aside = f"{source}.old"
-    shutil.rmtree(aside, ignore_errors=True)
-    if os.path.exists(target):
-        os.rename(target, aside)
-    os.rename(source, target)
-    shutil.rmtree(aside, ignore_errors=True)
+def check_finite(name: str, value: np.ndarray, fix: str) -> None:
+    """Raises: InputError if a weight has NaN or infinite values."""
+    num_wrong = value.size - np.count_nonzero(np.isfinite(value))
+    if num_wrong:
+        raise InputError(
+            f"the weight {name} has values that are NaN or infinite; {fix}. "
+            f"Received: {num_wrong} of {value.size} values"
+        )

@@ -7,7 +7,7 @@ import numpy as np
 
 from igpt_tf.errors import InputError
 from igpt_tf.sampling.params import SamplingParams, check_limits, check_num_given
-from igpt_tf.savedmodel.session import Signature
+from igpt_tf.savedmodel.spec import Signature
 
 
 class Transport(Protocol):
@@ -58,7 +58,7 @@ class Client:
     @functools.cached_property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of the model."""
-        _, height, width, _ = self._signature("encode").inputs["images"].shape
+        _, height, width, _ = self._signature("encode").inputs["images"].axes
         return height, width
 
     def features(self, files: list[bytes]) -> dict[str, np.ndarray]:

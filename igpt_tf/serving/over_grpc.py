@@ -3,8 +3,8 @@
 import numpy as np
 
 from igpt_tf.errors import InputError, one_line
-from igpt_tf.savedmodel.protos import SignatureDefMap
-from igpt_tf.savedmodel.session import Signature, signatures_of
+from igpt_tf.savedmodel.protos import SignatureDefMap, read_signatures
+from igpt_tf.savedmodel.spec import Signature
 from igpt_tf.serving.addresses import Address
 
 _UNLIMITED = -1  # gRPC's own limit of an answer is 4 MiB: three hundred surprise maps
@@ -38,7 +38,7 @@ class Grpc:
         request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
         self._name(request.model_spec)
         answer = self._send(self._stub.GetModelMetadata, request)
-        return signatures_of(SignatureDefMap.FromString(answer.metadata["signature_def"].value))
+        return read_signatures(SignatureDefMap.FromString(answer.metadata["signature_def"].value))
 
     def predict(self, name: str, signature: Signature, inputs: dict) -> dict[str, np.ndarray]:
         """See `Transport`."""

@@ -13,7 +13,7 @@ import urllib.request
 import numpy as np
 
 from igpt_tf.errors import InputError, one_line
-from igpt_tf.savedmodel.session import Signature, TensorInfo
+from igpt_tf.savedmodel.spec import Signature, TensorSpec
 from igpt_tf.serving.addresses import Address
 
 # TensorFlow's names of types that are not NumPy's with DT_ in front.
@@ -39,7 +39,9 @@ class Rest:
         try:
             found = answer["metadata"]["signature_def"]["signature_def"]
             return {
-                name: Signature(_infos(found[name]["inputs"]), _infos(found[name]["outputs"]))
+                name: Signature(
+                    name, "", _infos(found[name]["inputs"]), _infos(found[name]["outputs"])
+                )
                 for name in sorted(found)
                 if not name.startswith("__")
             }
@@ -89,12 +91,12 @@ def _value(array: np.ndarray):
     return array.tolist()
 
 
-def _infos(found: dict) -> dict[str, TensorInfo]:
+def _infos(found: dict) -> dict[str, TensorSpec]:
     return {name: _info(found[name]) for name in sorted(found)}
 
 
-def _info(found: dict) -> TensorInfo:
+def _info(found: dict) -> TensorSpec:
     sizes = (int(dim["size"]) for dim in found["tensor_shape"]["dim"])
     shape = tuple(None if size < 0 else size for size in sizes)
     dtype = _NAMES.get(found["dtype"], found["dtype"].removeprefix("DT_").lower())
-    return TensorInfo(found["name"], dtype, shape)
+    return TensorSpec(dtype, shape)

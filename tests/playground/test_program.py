@@ -16,7 +16,7 @@ from absl import flags
 
 from igpt_tf.errors import InputError
 from igpt_tf.playground.backends import Local, Served
-from igpt_tf.savedmodel.session import Signature, TensorInfo
+from igpt_tf.savedmodel.spec import Signature, TensorSpec
 from igpt_tf.serving.addresses import Address
 from igpt_tf.serving.rest import Rest
 from tests.serving import exported, standin
@@ -123,13 +123,13 @@ class _Foreign:
         self._inputs = inputs
 
     def signatures(self):
-        return {"encode": Signature(self._inputs, {})}
+        return {"encode": Signature("encode", "", self._inputs, {})}
 
 
 @pytest.mark.parametrize("shape", [None, (None, 8), (None, 8, 8, 8, 3)])
 @pytest.mark.parametrize("name", ["images", "x"])
 def test_a_served_model_of_others_is_refused(name, shape):
-    inputs = {name: TensorInfo("x:0", "uint8", shape)}
+    inputs = {name: TensorSpec("uint8", shape)}
     with pytest.raises(InputError, match="not one of ours"):
         Served(_Foreign(inputs), "host:8501")
 

@@ -16,6 +16,9 @@ SIZES = {
 }
 
 
+OBJECTIVES = {True: {"name": "autoregressive"}, False: {"name": "masked", "probability": 0.15}}
+
+
 def live(causal=True):
     """A model whose answers depend on its inputs, and its palette."""
     model, rng = ImageGPT(**SIZES, causal=causal), np.random.default_rng(1)
@@ -26,7 +29,7 @@ def live(causal=True):
 def write(path, causal=True) -> str:
     """Exports such a model to `path`; `path` again."""
     return saved.write_pretrained(
-        *live(causal), str(path), objective={"name": "test"}, data=None, step=5
+        *live(causal), str(path), objective=OBJECTIVES[causal], data=None, step=5
     )
 
 
@@ -39,7 +42,7 @@ def write_classifier(path, causal=True) -> str:
         if not any(weight is other for other in network.weights):
             weight.assign(rng.normal(size=weight.shape))
     masks = None if causal else rng.random((3, network.sequence_length)) < 0.2
-    about = {"objective": {"name": "test"}, "data": None, "class_names": None, "step": 5}
+    about = {"objective": OBJECTIVES[causal], "data": None, "class_names": None, "step": 5}
     return saved.write_classifier(
         classifier, palette, str(path), masks=masks, task={}, nats_per_token=None, **about
     )

@@ -15,8 +15,7 @@ from concurrent import futures
 
 import numpy as np
 
-from igpt_tf.savedmodel.c_library import StatusError
-from igpt_tf.savedmodel.session import Session
+from igpt_tf.savedmodel.c_api import Session, StatusError
 
 MODEL, VERSION = "igpt", 5
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata|:predict|)$")
@@ -50,9 +49,9 @@ def _tensor(value, dtype: str) -> np.ndarray:
 
 
 def _info(info) -> dict:
-    dims = [{"size": str(-1 if size is None else size), "name": ""} for size in info.shape]
+    dims = [{"size": str(-1 if size is None else size), "name": ""} for size in info.axes]
     shape = {"dim": dims, "unknown_rank": False}
-    return {"dtype": _TYPES.get(info.dtype), "tensor_shape": shape, "name": info.tensor}
+    return {"dtype": _TYPES.get(info.dtype), "tensor_shape": shape, "name": ""}
 
 
 def _infos(signature) -> dict:
@@ -172,8 +171,8 @@ def _service(served: Served):
             for kind in ("inputs", "outputs"):
                 for key, info in getattr(signature, kind).items():
                     found = getattr(known.signature_def[name], kind)[key]
-                    found.name, found.dtype = info.tensor, tf.as_dtype(info.dtype).as_datatype_enum
-                    for size in info.shape:
+                    found.dtype = tf.as_dtype(info.dtype).as_datatype_enum
+                    for size in info.axes:
                         found.tensor_shape.dim.add(size=-1 if size is None else size)
         answer = get_model_metadata_pb2.GetModelMetadataResponse()
         answer.metadata["signature_def"].Pack(known)
