@@ -9,6 +9,7 @@ from keras import ops
 
 from igpt_tf.errors import InputError
 from igpt_tf.model.block import Block, RMSNorm
+from igpt_tf.model.gradients import read
 
 
 @keras.saving.register_keras_serializable("igpt_tf")
@@ -102,19 +103,17 @@ class ImageGPT(keras.Model):
         )
         if self.causal:
             self.sos = self._add_embedding("sos", (dim,), 0.02)
-        self.output_embedding = self.add_weight(
-            name="output_embedding",
-            shape=(self.vocabulary_size, dim),
-            initializer="zeros",  # so that the first loss is ln V exactly
-            autocast=False,  # logits are float32 in mixed precision
+        # Zero, so that the first loss is ln V exactly. Logits are float32 in mixed precision too.
+        self.output_embedding = self._add_embedding(
+            "output_embedding", (self.vocabulary_size, dim), 0.0, autocast=False
         )
         for layer in (*self.blocks, self.final_norm):
             layer.build((None, self.sequence_length, dim))
         self.built = True
 
-    def _add_embedding(self, name, shape, stddev):
+    def _add_embedding(self, name, shape, stddev, **kwargs):
         initializer = keras.initializers.RandomNormal(stddev=stddev)
-        return self.add_weight(name=name, shape=shape, initializer=initializer)
+        return self.add_weight(name=name, shape=shape, initializer=initializer, **kwargs)
 
     def call(self, tokens, masked=None):
         """Predicts every token.
@@ -137,7 +136,9 @@ class ImageGPT(keras.Model):
         if self.causal:  # slot i sees token i - 1
             tokens = tokens[:, :-1]
             masked = None if masked is None else masked[:, :-1]
-        h = ops.take(self.token_embedding, tokens, axis=0)
+        # Read as a tensor, its gradient is dense: sparse ones cannot be summed over replicas that
+        # have different numbers of images, as in the last batch of an epoch.
+        h = ops.take(read(self.token_embedding), tokens, axis=0)
         if masked is not None:
             h = ops.where(ops.expand_dims(masked, -1), ops.zeros_like(h), h)
         if self.causal:
