@@ -19,6 +19,9 @@ class RMSNorm(keras.layers.Layer):
         """float[...,D] -> float[...,D]."""
         return rms_norm(x, read(self.scale))
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def matmul(self, x, kernel):
         """norm(x) @ kernel, which keeps `x` but not norm(x) for the backward pass."""
         return rms_norm_matmul(x, read(self.scale), read(kernel))
@@ -60,7 +63,7 @@ class Block(keras.layers.Layer):
 
     def __init__(self, num_heads: int, num_layers: int, causal: bool, **kwargs):
         super().__init__(**kwargs)
-        policy = self.dtype_policy
+        policy = self.dtype_policy.name
         self.attention_norm = RMSNorm(name="attention_norm", dtype=policy)
         self.attention = SelfAttention(
             num_heads, num_layers, causal, name="attention", dtype=policy

@@ -42,9 +42,15 @@ class Classifier(keras.Model):
         self.generative = generative
         self.image_size = network.image_size
         network.output_embedding.trainable = generative
+        self.build((None, network.sequence_length))
+
+    def build(self, input_shape):
+        """Creates the head; called once by the constructor."""
+        if self.built:
+            return
         self.head = self.add_weight(
             name="head",
-            shape=(num_classes, network.hidden_dim),
+            shape=(self.num_classes, self.network.hidden_dim),
             initializer="zeros",  # so that the first loss is ln C exactly
             autocast=False,  # logits are float32 in mixed precision
         )

@@ -82,15 +82,15 @@ class ImageGPT(keras.Model):
         self.causal = causal
         self.remat = remat
         self.block_runner = None
-        policy = self.dtype_policy
+        policy = self.dtype_policy.name
         self.blocks = [
             Block(num_heads, num_layers, causal, name=f"block_{i}", dtype=policy)
             for i in range(num_layers)
         ]
         self.final_norm = RMSNorm(name="final_norm", dtype=policy)
-        self.build()
+        self.build((None, self.sequence_length))
 
-    def build(self, input_shape=None):
+    def build(self, input_shape):
         """Creates all variables; called once by the constructor."""
         if self.built:
             return
