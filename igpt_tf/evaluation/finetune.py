@@ -17,9 +17,9 @@ from igpt_tf.errors import InputError
 from igpt_tf.evaluation import plots
 from igpt_tf.evaluation.classifier_scores import Scorer, ensemble_masks
 from igpt_tf.evaluation.linear_probe import NO_TEST_NOTE
-from igpt_tf.evaluation.splits import Splits, labelled_splits, resolve_source
+from igpt_tf.evaluation.splits import SPLIT_TITLES, Splits, labelled_splits, resolve_source
 from igpt_tf.files import write_json
-from igpt_tf.formatting import percent, table
+from igpt_tf.formatting import few_images_warning, interval_text, percent, table, wilson_interval
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Joint, objective_from_config
 from igpt_tf.savedmodel.load import SavedModel, load_model
@@ -66,6 +66,7 @@ def finetune(
     from_scratch: bool = False,
     num_masks: int = 5,
     num_train: int | None = None,
+    labels_per_class: int | None = None,
     seed: int = 0,
     precision: str = "float32",
     quantize_on: str = "auto",
@@ -92,7 +93,10 @@ def finetune(
         from_scratch: Whether to start from random weights of the model's shape, for comparison.
         num_masks: Number of masks whose majority decides, for masked models.
         num_train: Number of random training images to use; all if None.
-        seed: Seed of the order, augmentation, masks and random weights.
+        labels_per_class: Number of random training images of each class to use, in place of
+            `num_train`; the paper's low-data experiments use 4, 25 and 400 (section 4.6).
+        seed: Seed of the choice of training images, of their order and augmentation, of masks and
+            of random weights.
         precision, quantize_on: As in `train`.
 
     Raises:
@@ -105,7 +109,7 @@ def finetune(
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
     set_precision("finetune.precision", precision)
     source = resolve_source(model, source, "finetune")
-    splits = labelled_splits(source, num_train, seed)
+    splits = labelled_splits(source, num_train, seed, labels_per_class=labels_per_class)
     generative = objective_from_config(model.metadata["objective"])
     objective = build_objective(generative=generative)
     search_steps = num_steps if search_steps is None else min(search_steps, num_steps)
@@ -392,6 +396,10 @@ def _finish(
             metric: {name: score.metrics[metric] for name, score in scores.items()}
             for metric in ("accuracy", "class_nats", "nats_per_token")
         },
+        "accuracy_interval": {
+            name: wilson_interval(score.metrics["accuracy"], splits.sizes[name])
+            for name, score in scores.items()
+        },
         "search": trials,
         "parameters": classifier.count_params(),
         "export": f"export/{step}",
@@ -403,26 +411,40 @@ def _finish(
 
 def _summary(result: dict) -> str:
     """The trials and the accuracies of the chosen run, as a table."""
+    measured = [name for name in ("valid", "test") if name in result["accuracy"]]
+    empty = [""] * (2 * len(measured) - 1)
     rows = [
         [
             f"trial at {row['learning_rate']:g}",
             row["step"] or "",
             percent(row["valid_accuracy"]),
-            "",
+            *empty,
         ]
         for row in result["search"]
     ]
-    accuracy = result["accuracy"]
     start = "from scratch" if result["from_scratch"] else "fine-tuned"
-    measured = [percent(accuracy["valid"]), percent(accuracy.get("test"))]
-    rows.append([f"{start} at {result['learning_rate']:g}", result["step"], *measured])
-    text = table(["classification", "best step", "held-out", "test"], rows)
-    return text if "test" in accuracy else f"{text}\n{NO_TEST_NOTE}"
+    rows.append([f"{start} at {result['learning_rate']:g}", result["step"]])
+    header = ["classification", "best step"]
+    for name in measured:
+        header += [f"{SPLIT_TITLES[name]} (n={result['num_images'][name]:,})", "95 % interval"]
+        rows[-1] += [
+            percent(result["accuracy"][name]),
+            interval_text(result["accuracy_interval"][name]),
+        ]
+    notes = [
+        few_images_warning(result["num_images"][measured[-1]]),
+        NO_TEST_NOTE if "test" not in measured else "",
+    ]
+    return "\n".join([table(header, rows), *filter(None, notes)])
 
 
 def _write_confusion(folder: Workdir, result: dict, confusion, class_names) -> None:
     split = result["measured_on"]
     content = {"part": split, "class_names": list(class_names), "confusion": confusion}
     write_json(folder.file("confusion.json"), content)
-    title = f"{result['data']['name']}, {percent(result['accuracy'][split])} right"
+    low_high = interval_text(result["accuracy_interval"][split])
+    title = (
+        f"{result['data']['name']}: {percent(result['accuracy'][split])} correct "
+        f"({low_high}, n={result['num_images'][split]:,})"
+    )
     plots.confusion(folder.file("confusion.png"), confusion, class_names, title)

@@ -12,7 +12,13 @@ from igpt_tf.errors import InputError
 from igpt_tf.evaluation import features, plots
 from igpt_tf.evaluation.features import FeatureMatrix, Features, cached_features
 from igpt_tf.evaluation.linear_probe import LBFGS, NO_TEST_NOTE, LinearClassifier, Solver, fit_each
-from igpt_tf.evaluation.splits import SPLIT_TITLES, labelled_splits, resolve_source
+from igpt_tf.evaluation.splits import (
+    SPLIT_TITLES,
+    check_labels_per_class,
+    draw_subset,
+    labelled_splits,
+    resolve_source,
+)
 from igpt_tf.formatting import few_images_warning, interval_text, percent, table, wilson_interval
 from igpt_tf.savedmodel.load import SavedModel
 
@@ -139,16 +145,6 @@ def parse_labels_per_class(texts: Sequence[str] | None) -> list[int] | None:
         ) from None
 
 
-def draw_subset(labels: np.ndarray, labels_per_class: int, seed: Sequence[int]) -> np.ndarray:
-    """Sorted indices of `labels_per_class` random images of each class in `labels` int[N]."""
-    random = np.random.RandomState((*seed, labels_per_class))
-    chosen = [
-        random.permutation(np.flatnonzero(labels == label))[:labels_per_class]
-        for label in np.unique(labels)
-    ]
-    return np.sort(np.concatenate(chosen))
-
-
 def _fit_subsets(
     parts: dict[str, Features],
     subsets: list[np.ndarray],
@@ -196,26 +192,6 @@ def statistics(split: str, accuracies: Sequence[float], num_images: int) -> dict
         f"{split}_deviation": deviation,
         f"{split}_accuracies": accuracies,
     }
-
-
-def check_labels_per_class(
-    labels_per_class: Sequence[int], labels: np.ndarray, num_classes: int
-) -> list[int]:
-    """Returns `labels_per_class`. Raises: InputError: `labels` int[N] has fewer of a class."""
-    counts = np.bincount(labels, minlength=num_classes)
-    rarest = int(counts.argmin())
-    for k in labels_per_class:
-        if not counts[rarest]:
-            raise InputError(
-                "every class needs training images; use more images, or a data set that has all "
-                f"its classes. Received: class={rarest} without images, num_train={len(labels)}"
-            )
-        if not 1 <= k <= counts[rarest]:
-            raise InputError(
-                f"class {rarest} has only {counts[rarest]} training images; choose 1 to "
-                f"{counts[rarest]} labels per class. Received: labels_per_class={k}"
-            )
-    return list(labels_per_class)
 
 
 def _default_labels_per_class(labels: np.ndarray, num_classes: int) -> list[int]:

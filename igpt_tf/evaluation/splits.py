@@ -1,7 +1,7 @@
 """The labelled images that a tool measures on, checked before it starts."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from igpt_tf.savedmodel.load import SavedModel
 SPLIT_TITLES = {"train": "train", "valid": "held-out", "test": "test"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Splits:
     """Labelled images.
 
@@ -89,13 +89,30 @@ def _training_source(model: SavedModel, tool: str) -> Source:
         ) from None
 
 
-def labelled_splits(source: Source, num_train: int | None = None, seed: int = 0) -> Splits:
-    """The splits of a labelled data set, with `num_train` random training images (None: all).
+def labelled_splits(
+    source: Source,
+    num_train: int | None = None,
+    seed: int = 0,
+    *,
+    labels_per_class: int | None = None,
+) -> Splits:
+    """The splits of a labelled data set, with fewer training images if wanted.
+
+    Args:
+        source: The data set.
+        num_train: Number of random training images; None for all of them.
+        seed: Random seed of the choice of training images.
+        labels_per_class: Number of random training images of each class, in place of `num_train`.
 
     Raises:
-        InputError: Labels are missing, out of range or all equal, or `num_train` is out of range.
+        InputError: Labels are missing, out of range or all equal, or there are fewer images.
     """
     train = source.train
+    if num_train is not None and labels_per_class is not None:
+        raise InputError(
+            "training images are limited either in all or per class. "
+            f"Received: {num_train=}, {labels_per_class=}"
+        )
     if num_train is not None:
         if not 1 <= num_train <= len(train):
             raise InputError(
@@ -108,12 +125,46 @@ def labelled_splits(source: Source, num_train: int | None = None, seed: int = 0)
     splits = Splits(train, source.valid, test, _num_classes(source))
     for name, examples in splits:
         _check_labels(examples, name, splits.num_classes)
+    if labels_per_class is not None:
+        check_labels_per_class([labels_per_class], train.labels, splits.num_classes)
+        train = train.take(draw_subset(train.labels, labels_per_class, (seed, 0)))
+        splits = dataclasses.replace(splits, train=train)
     if len(np.unique(train.labels)) < 2:
         raise InputError(
             "a classifier needs at least two classes among the training images. "
             f"Received: labels={np.unique(train.labels).tolist()}, num_train={len(train)}"
         )
     return splits
+
+
+def check_labels_per_class(
+    labels_per_class: Sequence[int], labels: np.ndarray, num_classes: int
+) -> list[int]:
+    """Returns `labels_per_class`. Raises: InputError: `labels` int[N] has fewer of a class."""
+    counts = np.bincount(labels, minlength=num_classes)
+    rarest = int(counts.argmin())
+    for k in labels_per_class:
+        if not counts[rarest]:
+            raise InputError(
+                "every class needs training images; use more images, or a data set that has all "
+                f"its classes. Received: class={rarest} without images, num_train={len(labels)}"
+            )
+        if not 1 <= k <= counts[rarest]:
+            raise InputError(
+                f"class {rarest} has only {counts[rarest]} training images; choose 1 to "
+                f"{counts[rarest]} labels per class. Received: labels_per_class={k}"
+            )
+    return list(labels_per_class)
+
+
+def draw_subset(labels: np.ndarray, labels_per_class: int, seed: Sequence[int]) -> np.ndarray:
+    """Sorted indices of `labels_per_class` random images of each class in `labels` int[N]."""
+    random = np.random.RandomState((*seed, labels_per_class))
+    chosen = [
+        random.permutation(np.flatnonzero(labels == label))[:labels_per_class]
+        for label in np.unique(labels)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def _num_classes(source: Source) -> int:

@@ -14,8 +14,15 @@ from igpt_tf.data import Source, batches, evaluation_batches
 from igpt_tf.data.sources import Examples
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.linear_probe import NO_TEST_NOTE
-from igpt_tf.evaluation.low_data import check_labels_per_class, draw_subset, statistics
-from igpt_tf.evaluation.splits import SPLIT_TITLES, Splits, labelled_splits, resolve_source
+from igpt_tf.evaluation.low_data import statistics
+from igpt_tf.evaluation.splits import (
+    SPLIT_TITLES,
+    Splits,
+    check_labels_per_class,
+    draw_subset,
+    labelled_splits,
+    resolve_source,
+)
 from igpt_tf.formatting import few_images_warning, interval_text, percent, table
 from igpt_tf.savedmodel.load import SavedModel
 
@@ -262,6 +269,7 @@ def _train(
         steps_per_epoch=evaluate_every,
         validation_data=_weighted(splits.valid, batch_size),
         callbacks=[best],
+        shuffle=False,  # the batches are in random order
         verbose=2,
     ).history["val_accuracy"]
     accuracies = {}

@@ -97,6 +97,16 @@ def test_fine_tuning_beats_chance_and_continues_the_best_rate(tuned):
     assert {"loss", "images_per_second"} <= lines[0].keys() or lines[0]["split"] == "valid"
 
 
+def test_few_labels_are_balanced_and_accuracies_have_an_interval(saved_model, tmp_path, capsys):
+    few = ("finetune.labels_per_class = 3", "finetune.learning_rates = [0.01]")
+    steps = ("finetune.num_steps = 2", "intervals.evaluate_every = 1", "finetune.search_steps = 2")
+    result = run(saved_model, tmp_path, *few, *steps, "intervals.checkpoint_every = 2")
+    assert result["num_images"] == {"train": 30, "valid": 360}
+    low, high = result["accuracy_interval"]["valid"]
+    assert low < result["accuracy"]["valid"] < high
+    assert "held-out (n=360)" in capsys.readouterr().out
+
+
 def test_confusion_matrix_counts_every_held_out_image_under_its_label(tuned):
     report = json.loads((tuned / "confusion.json").read_text())
     confusion = np.array(report["confusion"])

@@ -1,6 +1,7 @@
 """Low-data classification, and the labelled splits that probes share."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,8 @@ import pytest
 from igpt_tf.data import ArrayExamples, digits, mixture, shards, tfrecords
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.linear_probe import LBFGS, linear_probe
-from igpt_tf.evaluation.low_data import draw_subset, format_report, low_data
-from igpt_tf.evaluation.splits import labelled_splits, resolve_source
-from igpt_tf.savedmodel.load import SavedModel
+from igpt_tf.evaluation.low_data import format_report, low_data
+from igpt_tf.evaluation.splits import draw_subset, labelled_splits, resolve_source
 from tests.evaluation.tiny import write_tiny
 
 
@@ -44,11 +44,23 @@ def test_training_images_are_chosen_by_the_seed():
         labelled_splits(digits(), 10_000)
 
 
-def test_unknown_training_data_are_refused_with_the_binding_to_pass(tmp_path):
-    for data, message in ((None, "evaluate.source="), ({"name": "mine"}, "import MODULE")):
-        path = write_tiny(tmp_path / "export" / "0", data=data)
-        with pytest.raises(InputError, match=message):
-            resolve_source(SavedModel(path), None, "evaluate")
+def test_training_images_are_chosen_per_class():
+    splits = labelled_splits(digits(), seed=3, labels_per_class=4)
+    assert np.bincount(splits.train.labels).tolist() == [4] * 10
+    assert splits.sizes == {"train": 40, "valid": 360}
+    with pytest.raises(InputError, match="labels_per_class=400"):
+        labelled_splits(digits(), labels_per_class=400)
+    with pytest.raises(InputError, match="either in all or per class"):
+        labelled_splits(digits(), 100, labels_per_class=4)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(None, "evaluate.source="), ({"name": "mine"}, "import MODULE")]
+)
+def test_unknown_training_data_are_refused_with_the_binding_to_pass(data, message):
+    model = SimpleNamespace(metadata={"data": data}, path="model", image_size=(8, 8))
+    with pytest.raises(InputError, match=message):
+        resolve_source(model, None, "evaluate")
 
 
 @pytest.fixture(params=["tfrecords", "mixture"])

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igpt_tf import config
 from igpt_tf.data import tfrecords
+from igpt_tf.errors import InputError
+from igpt_tf.evaluation.linear_probe import linear_probe
+from igpt_tf.evaluation.low_data import low_data
 from tests.evaluation.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,16 +98,12 @@ def test_sgd_file_streams_features_and_is_found_from_any_folder(saved_model, tmp
     assert report["solver"] == "learning_rate" and report["num_images"]["train"] == 300
 
 
-@pytest.mark.parametrize("tool", ["linear_probe", "low_data"])
+@pytest.mark.parametrize("tool", [linear_probe, low_data])
 def test_cifar10_files_say_where_the_data_come_from(saved_model, tmp_path, tool):
-    line = _refused(
-        tool,
-        f"--saved_model={saved_model}",
-        f"--workdir={tmp_path}",
-        f"--gin_file=gin/tools/{tool}_cifar10.gin",
-        f"--gin_param=cifar10.directory='{tmp_path / 'none'}'",
-    )
-    assert "cs.toronto.edu" in line
+    directory = f"cifar10.directory='{tmp_path / 'none'}'"
+    config.parse([f"gin/tools/{tool.__name__}_cifar10.gin"], [directory])
+    with pytest.raises(InputError, match="cs.toronto.edu"):
+        tool(saved_model=saved_model, workdir=str(tmp_path))
 
 
 def test_evaluate_scores_the_split_that_is_named(saved_model, tmp_path):
@@ -153,19 +153,6 @@ def test_make_tfrecords_takes_the_data_set_of_a_run_file(tmp_path):
     assert "train: 1,437 images in 3 shards" in printed
     assert tfrecords(directory=str(tmp_path / "shards"), verify=True).image_size == (8, 8)
     assert "--gin_file" in _refused("make_tfrecords", f"--workdir={tmp_path / 'none'}")
-
-
-def test_images_of_another_size_than_the_models_are_refused(saved_model, tmp_path):
-    images = np.zeros((20, 6, 6, 3), "uint8")
-    np.savez(tmp_path / "small.npz", images=images, labels=np.arange(20) % 2)
-    line = _refused(
-        "linear_probe",
-        f"--saved_model={saved_model}",
-        f"--workdir={tmp_path}",
-        "--gin_param=linear_probe.source=@npz()",
-        f"--gin_param=npz.path='{tmp_path / 'small.npz'}'",
-    )
-    assert "8x8 pixels" in line and "(6, 6)" in line
 
 
 def test_source_of_a_users_module_is_found_once_it_is_imported(tmp_path):
