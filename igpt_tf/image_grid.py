@@ -58,10 +58,12 @@ def grid(
     return np.concatenate([*header, picture])
 
 
-def _text_row(texts: Sequence[str], centres: Sequence[float], width: int, room: int) -> np.ndarray:
-    """uint8[h,width,3] with each text centred on a column, in the largest font that fits `room`."""
+def _text_row(
+    texts: Sequence[str], centres: Sequence[float], width: int, max_width: int
+) -> np.ndarray:
+    """uint8[h,width,3] with each text centred on a column, in the largest font that fits `max_width`."""
     fonts = [ImageFont.load_default(size) for size in _FONT_SIZES]
-    fitting = (font for font in fonts if max(map(font.getlength, texts)) <= room)
+    fitting = (font for font in fonts if all(font.getlength(t) <= max_width for t in texts))
     font = next(fitting, fonts[-1])
     row = Image.new("RGB", (width, round(1.6 * font.size)), (_BACKGROUND,) * 3)
     draw = ImageDraw.Draw(row)

@@ -113,7 +113,7 @@ def model_card(
     Args:
         model: The network.
         palette: Its palette.
-        metadata: The SavedModel's; what is not known there, is said not to be.
+        metadata: Metadata of the SavedModel; missing fields are described as unknown.
         name: Name of the repository.
         license: See `export_huggingface`.
     """

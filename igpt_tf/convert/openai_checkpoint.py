@@ -115,7 +115,7 @@ class OpenAICheckpoint:
         return model
 
     def _values(self, model: ImageGPT) -> Iterator[tuple]:
-        """Pairs (variable of ours, float32 array of its shape)."""
+        """Yields (variable of `model`, float32 array of its shape)."""
         yield model.token_embedding, self._read("wte")
         yield model.position_embedding, self._read("wpe")
         yield model.output_embedding, self._read("wtet")

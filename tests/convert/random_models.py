@@ -1,4 +1,4 @@
-"""Networks whose every weight is random: a non-zero output matrix, gains that are not one."""
+"""Networks with random weights, including a non-zero output matrix and gains other than one."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from igpt_tf.palette import Palette
 def random_model(
     *, image_size=(4, 4), vocabulary=7, layers=2, dim=24, heads=3, causal=True, seed=0
 ) -> ImageGPT:
-    """An `ImageGPT` of that kind."""
+    """An `ImageGPT` of these sizes."""
     model = ImageGPT(
         image_size=image_size,
         vocabulary_size=vocabulary,
@@ -27,13 +27,13 @@ def random_model(
 
 
 def random_palette(num_colours: int = 7, seed: int = 0) -> Palette:
-    """Colours anywhere in the cube."""
+    """A palette of random colours."""
     return Palette(np.random.default_rng(seed).uniform(-1, 1, (num_colours, 3)).astype("float32"))
 
 
-def assert_same_weights(ours: ImageGPT, theirs: ImageGPT) -> None:
-    """Bit for bit, by name."""
-    left, right = ({v.path: np.asarray(v) for v in model.weights} for model in (ours, theirs))
+def assert_same_weights(actual: ImageGPT, expected: ImageGPT) -> None:
+    """Compares weights bit for bit, by name."""
+    left, right = ({v.path: np.asarray(v) for v in model.weights} for model in (actual, expected))
     left, right = ({p.split("/", 1)[-1]: v for p, v in side.items()} for side in (left, right))
     assert left.keys() == right.keys()
     for path, value in left.items():

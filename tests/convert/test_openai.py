@@ -19,8 +19,8 @@ def prefix(tmp_path):
     return str(tmp_path / "model.ckpt-1000")
 
 
-def _assert_close(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+def _assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def _refusal(prefix) -> str:

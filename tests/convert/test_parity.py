@@ -48,33 +48,33 @@ def pair(request, tmp_path_factory):
     return model, folder, tokens, reference.run("forward", folder, tokens=tokens)
 
 
-def _assert_close(ours, theirs):
-    assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()
+def _assert_close(actual, expected):
+    assert np.abs(np.asarray(actual) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_logits_agree(pair):
-    model, _, tokens, theirs = pair
-    _assert_close(model(tokens), theirs["logits"])
+    model, _, tokens, expected = pair
+    _assert_close(model(tokens), expected["logits"])
 
 
 def test_features_agree_with_normalised_hidden_states(pair):
-    model, _, tokens, theirs = pair
-    _assert_close(model.features(tokens), theirs["features"])
+    model, _, tokens, expected = pair
+    _assert_close(model.features(tokens), expected["features"])
 
 
 def test_nats_per_token_agree(pair):
-    model, _, tokens, theirs = pair
+    model, _, tokens, expected = pair
     logits = np.asarray(model(tokens), "float64")
     log_sum = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     nats = log_sum - np.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    _assert_close(nats.mean(axis=1), theirs["nats"].mean(axis=1))
+    _assert_close(nats.mean(axis=1), expected["nats"].mean(axis=1))
 
 
 def test_greedy_completions_agree(pair):
-    model, _, tokens, theirs = pair
+    model, _, tokens, expected = pair
     given = reference.num_given(model.sequence_length)
-    ours = Sampler(model).complete(tokens, given, SamplingParams(top_k=1))
-    np.testing.assert_array_equal(ours, theirs["completed"])
+    actual = Sampler(model).complete(tokens, given, SamplingParams(top_k=1))
+    np.testing.assert_array_equal(actual, expected["completed"])
 
 
 def test_library_finds_every_tensor_in_an_exported_folder(pair):
@@ -85,21 +85,21 @@ def test_library_finds_every_tensor_in_an_exported_folder(pair):
 
 
 def test_imported_saved_model_agrees(pair, tmp_path):
-    _, path, tokens, theirs = pair
+    _, path, tokens, expected = pair
     folder = HuggingFaceFolder(str(path))
     palette = folder.palette()
-    report = write_imported(folder.load(), palette, str(tmp_path), step=0, source="theirs")
+    report = write_imported(folder.load(), palette, str(tmp_path), step=0, source="transformers")
     saved = SavedModel(report["saved_model"])
     images = palette.decode(tokens, saved.image_size)
     encoded = palette.encode(images)
     if (encoded != tokens).any():  # two colours are equal in 8 bits
-        theirs = reference.run("forward", path, tokens=encoded)
+        expected = reference.run("forward", path, tokens=encoded)
     surprise = saved.signature("score")(images=images)["surprise"]
-    _assert_close(surprise.reshape(tokens.shape), theirs["nats"])
+    _assert_close(surprise.reshape(tokens.shape), expected["nats"])
     given = reference.num_given(tokens.shape[1])
     params = SamplingParams(top_k=1).as_dict()
     completed = saved.signature("complete")(images=images, num_given=given, **params)["tokens"]
-    np.testing.assert_array_equal(completed, theirs["completed"])
+    np.testing.assert_array_equal(completed, expected["completed"])
 
 
 def test_model_saved_by_the_library_is_imported_and_agrees(tmp_path):
@@ -116,10 +116,10 @@ def test_image_processor_gives_the_same_tokens_and_keeps_the_palette(tmp_path):
     palette = random_palette(64)
     write_huggingface(model, palette, str(tmp_path))
     images = _smooth_images(8, 10)
-    theirs = reference.run("process", tmp_path, images=images)["tokens"]
+    expected = reference.run("process", tmp_path, images=images)["tokens"]
     far = _away_from_ties(images, palette)
     assert far.mean() > 0.99
-    np.testing.assert_array_equal(palette.encode(images)[far], theirs.reshape(far.shape)[far])
+    np.testing.assert_array_equal(palette.encode(images)[far], expected.reshape(far.shape)[far])
     # The processor has saved itself again.
     assert HuggingFaceFolder(str(tmp_path)).palette().fingerprint == palette.fingerprint
 
