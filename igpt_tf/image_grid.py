@@ -61,7 +61,7 @@ def grid(
 def _text_row(
     texts: Sequence[str], centres: Sequence[float], width: int, max_width: int
 ) -> np.ndarray:
-    """uint8[h,width,3] with each text centred on a column, in the largest font that fits `max_width`."""
+    """uint8[h,width,3] with each text centred on a column, in the largest font that fits."""
     fonts = [ImageFont.load_default(size) for size in _FONT_SIZES]
     fitting = (font for font in fonts if all(font.getlength(t) <= max_width for t in texts))
     font = next(fitting, fonts[-1])
