@@ -5,8 +5,11 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
-    """Text in columns: the first `left` columns are left-aligned, the others right-aligned."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    """Text in columns: the first `left` columns are left-aligned, the others right-aligned.
+
+    Control characters are escaped: cells may hold names of files.
+    """
+    cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
@@ -49,4 +52,11 @@ def few_images_warning(count: int) -> str:
         return ""
     return (
         f"Warning: measured on {count} images only; differences within the intervals mean little."
+    )
+
+
+def printable(text: str) -> str:
+    r"""Replaces control characters, such as those of escape sequences, by "\x1b" and the like."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )

@@ -1,66 +1,74 @@
-"""Asks a model behind TensorFlow Serving: features, classify, score, sample or complete.
+"""Sends image files or a request for samples to a model behind TensorFlow Serving.
 
 python -m tools.serving_client --ask=complete --images=FILE,FOLDER --workdir=DIR
 python -m tools.serving_client --ask=sample --num_images=16 --workdir=DIR --grpc --server=HOST:8500
+python -m tools.serving_client --ask=inpaint --images=FOLDER --known=MASK.png --workdir=DIR
 
-How to start a server: docs/serving.md. gRPC needs `pip install -r requirements-serving.txt`.
+docs/serving.md explains how to start a server. gRPC needs
+`pip install -r requirements-serving.txt`.
 """
 
 from absl import flags
 
 from igpt_tf import cli, files, runtime
-from igpt_tf.serving import asking
-from igpt_tf.serving.addresses import Address
+from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.serving.client import Client
+from igpt_tf.serving.file_requests import REQUESTS
+from igpt_tf.serving.transports import Grpc, Rest, ServerAddress
 
-flags.DEFINE_enum("ask", None, list(asking.QUESTIONS), "What to ask.")
-flags.DEFINE_string("workdir", None, "Where the answers go, as JSON and PNGs.")
+flags.DEFINE_enum("ask", None, list(REQUESTS), "The request.")
+flags.DEFINE_string("workdir", None, "Folder for the answers, as JSON and PNG files.")
 flags.DEFINE_string("server", None, "HOST:PORT; localhost:8501 for REST, :8500 for gRPC.")
-flags.DEFINE_bool("grpc", False, "Speak gRPC instead of REST.")
-flags.DEFINE_string("model", "igpt", "The model's name at the server.")
-flags.DEFINE_integer("model_version", None, "A version of it; the newest by default.")
-flags.DEFINE_float("timeout", 300.0, "Seconds to wait for an answer.")
-flags.DEFINE_integer("batch_size", 16, "Images of one request.")
-flags.DEFINE_list("images", None, "PNG or JPEG files, or folders of them.")
-flags.DEFINE_integer("num_images", 16, "How many samples.")
-flags.DEFINE_integer("seed", 0, "Image i is that of seed + i.")
-flags.DEFINE_float("temperature", 1.0, "Below 1: safer choices of colours; above: wilder.")
-flags.DEFINE_integer("top_k", 0, "Choose among so many best colours; 0 for all.")
-flags.DEFINE_float("top_p", 1.0, "Choose among the best colours of so much probability.")
-flags.DEFINE_string("num_given", "0.5", "Complete: a share of the image, or a number of rows.")
+flags.DEFINE_bool("grpc", False, "Use gRPC instead of REST.")
+flags.DEFINE_string("model", "igpt", "Name of the model at the server.")
+flags.DEFINE_integer("model_version", None, "Version of the model; the newest by default.")
+flags.DEFINE_float("timeout", 300.0, "Seconds until an answer must be complete.")
+flags.DEFINE_integer("batch_size", 16, "Images per request.")
+flags.DEFINE_list("images", None, "Image files, or folders of them.")
+flags.DEFINE_integer("num_images", 16, "sample: number of images.")
+flags.DEFINE_integer("seed", 0, "Random seed; image i uses seed + i.")
+flags.DEFINE_float("temperature", 1.0, "Divisor of the logits; below 1 favours likely colours.")
+flags.DEFINE_integer("top_k", 0, "Number of most likely colours to choose from; 0 for all.")
+flags.DEFINE_float("top_p", 1.0, "Probability of the most likely colours to choose from.")
+flags.DEFINE_string("num_given", "0.5", "complete: share of the image, or number of rows, kept.")
+flags.DEFINE_string("known", None, "inpaint: an image file, white where pixels are kept.")
+flags.DEFINE_integer("num_rounds", 8, "inpaint: number of forward passes.")
 
-_CHOICE = ("seed", "temperature", "top_k", "top_p")
 _ARGUMENTS = {
     "features": ("images",),
     "classify": ("images",),
     "score": ("images",),
-    "sample": ("num_images", *_CHOICE),
-    "complete": ("images", "num_given", *_CHOICE),
+    "sample": ("num_images", "params"),
+    "complete": ("images", "num_given", "params"),
+    "inpaint": ("images", "known", "num_rounds", "params"),
 }
 
 
 def main() -> None:
-    """Flags -> one question -> files."""
+    """Flags -> one request -> files."""
     cli.require_flags("ask", "workdir")
     flag = flags.FLAGS
+    if flag.ask == "inpaint":
+        cli.require_flags("known")
+    values = flag.flag_values_dict()
+    names = ("seed", "temperature", "top_k", "top_p")
+    values["params"] = SamplingParams(**{name: values[name] for name in names})
     workdir = files.make_workdir(flag.workdir)
     client = Client(_transport(), flag.batch_size)
-    arguments = {name: flag[name].value for name in _ARGUMENTS[flag.ask]}
-    print(asking.QUESTIONS[flag.ask](client, workdir, **arguments))
+    arguments = {name: values[name] for name in _ARGUMENTS[flag.ask]}
+    report = REQUESTS[flag.ask](client, workdir, **arguments)
+    print(report.summary)
+    report.check(workdir)
 
 
-def _transport():
+def _transport() -> Grpc | Rest:
     flag = flags.FLAGS
     server = flag.server or ("localhost:8500" if flag.grpc else "localhost:8501")
-    address = Address(server, flag.model, flag.model_version, flag.timeout)
-    if flag.grpc:
-        runtime.import_tensorflow()
-        from igpt_tf.serving.over_grpc import Grpc
-
-        return Grpc(address)
-    from igpt_tf.serving.rest import Rest
-
-    return Rest(address)
+    address = ServerAddress(server, flag.model, flag.model_version, flag.timeout)
+    if not flag.grpc:
+        return Rest(address)
+    runtime.import_tensorflow()
+    return Grpc(address)
 
 
 if __name__ == "__main__":

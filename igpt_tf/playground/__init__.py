@@ -1,1 +1,1 @@
-"""One local web page to paint with a model, score and classify."""
+"""A local web page that completes, scores and classifies images with a model."""

@@ -1,1 +1,1 @@
-"""A SavedModel served: checked as TensorFlow Serving loads it, and asked over the wire."""
+"""The client of a model behind TensorFlow Serving, over REST or gRPC."""

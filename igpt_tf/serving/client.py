@@ -1,136 +1,211 @@
-"""A model behind TensorFlow Serving, asked in arrays."""
+"""The client of a served model: arrays in, arrays out. TensorFlow is not imported."""
 
 import functools
-from typing import Protocol
+from collections.abc import Iterator
 
 import numpy as np
 
 from igpt_tf.errors import InputError
-from igpt_tf.sampling.params import SamplingParams, check_limits, check_num_given
-from igpt_tf.savedmodel.spec import Signature
-
-
-class Transport(Protocol):
-    """How requests reach the server: `rest.Rest` or `over_grpc.Grpc`.
-
-    Both raise InputError if no server answers, it lacks the model, or refuses the request.
-    """
-
-    def signatures(self) -> dict[str, Signature]:
-        """What the model says of itself."""
-
-    def predict(self, name: str, signature: Signature, inputs: dict) -> dict[str, np.ndarray]:
-        """The answer of the signature of that name."""
-
-
-def named(signatures: dict[str, Signature], name: str) -> Signature:
-    """The served model's signature of that name. Raises: InputError: There is none."""
-    if name not in signatures:
-        raise InputError(
-            f"the served model has no signature {name}, only {', '.join(signatures)}. "
-            f"Received: signature={name}"
-        )
-    return signatures[name]
+from igpt_tf.sampling.params import PLAIN_SAMPLING, SamplingParams, check_limits, check_num_given
+from igpt_tf.savedmodel.spec import SIGNATURES, Signature, TensorSpec, byte_strings
+from igpt_tf.serving.transports import ServerError, Transport
 
 
 class Client:
-    """Asks a served model, in batches.
+    """Sends requests to a served model, in batches.
 
-    Image i of a call is painted with seed + i, whatever the batch size.
+    Image i of a call uses the seed `seed + i`, whatever the batch size.
 
     Args:
-        transport: To the server.
-        batch_size: Images of one request.
+        transport: `transports.Rest` or `transports.Grpc`.
+        batch_size: Images per request.
 
     Raises:
-        InputError: From every method: an argument is out of range, the model has no such
-            signature, or what the transport raises.
+        InputError: By every method, if an argument is out of range or the model has no such
+            signature. `transports.ServerError` and `RequestRefused` are InputErrors.
+
+    Example:
+        >>> client = Client(Rest(ServerAddress("localhost:8501", "igpt")))
+        >>> client.sample(4, SamplingParams(seed=7))["images"].shape
+        (4, 32, 32, 3)
     """
 
     def __init__(self, transport: Transport, batch_size: int = 16):
         check_limits(num_images=batch_size)
-        self._transport, self._batch_size = transport, batch_size
+        self.batch_size = batch_size
+        self._transport = transport
 
     @functools.cached_property
-    def _signatures(self) -> dict[str, Signature]:
-        return self._transport.signatures()
+    def signatures(self) -> dict[str, Signature]:
+        """The model's signatures with its sizes; only the batch axis is open.
+
+        Raises:
+            ServerError: They are not those of `spec.SIGNATURES`.
+        """
+        served = self._transport.signatures()
+        address = self._transport.address
+        try:
+            _, height, width, _ = served["encode"].inputs["images"].axes
+            sizes = {"H": height, "W": width, "T": height * width}
+            return {
+                name: _with_served_sizes(SIGNATURES[name].with_sizes(sizes), signature)
+                for name, signature in served.items()
+            }
+        except (KeyError, TypeError, ValueError):
+            raise ServerError(
+                "the served model is not one of igpt_tf's. "
+                f"Received: server={address.server}, model={address.model}"
+            ) from None
 
     @functools.cached_property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of the model."""
-        _, height, width, _ = self._signature("encode").inputs["images"].axes
+        _, height, width, _ = self.signatures["encode"].inputs["images"].axes
         return height, width
 
-    def features(self, files: list[bytes]) -> dict[str, np.ndarray]:
-        """`features` float32[N,L+1,D] of image files."""
-        return self._in_batches("features_bytes", image_bytes=_objects(files))
-
-    def classify(self, files: list[bytes]) -> dict[str, np.ndarray]:
-        """`probabilities` float32[N,C] and `labels` int32[N] of image files."""
-        return self._in_batches("classify_bytes", image_bytes=_objects(files))
-
-    def score(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """`nats_per_token` float32[N], `surprise` float32[N,H,W] of images uint8[N,H,W,3]."""
-        return self._in_batches("score", images=images)
-
-    def sample(self, num_images: int, **choice) -> dict[str, np.ndarray]:
-        """New `images` uint8[N,H,W,3] and their `tokens` int32[N,T].
+    def call(self, name: str, **inputs) -> dict[str, np.ndarray]:
+        """Sends one request and checks its answer against the signature.
 
         Args:
-            num_images: N.
-            **choice: seed, temperature, top_k, top_p.
-        """
-        check_limits(num_images=num_images)
-        params = SamplingParams(**choice)
-        parts = [
-            self._ask("sample", num_images=np.int32(size), **params.for_image(start).as_dict())
-            for start, size in self._parts(num_images)
-        ]
-        return _joined(parts)
+            name: Name of the signature.
+            **inputs: Its inputs, see `spec.SIGNATURES`; a leading batch axis of any size.
 
-    def complete(self, images: np.ndarray, num_given: int, **choice) -> dict[str, np.ndarray]:
-        """`images` and `tokens` whose first `num_given` raster pixels are those of `images`.
+        Returns:
+            Output name -> array of the signature's type and shape; all numbers are finite.
+
+        Raises:
+            InputError: The model has no such signature, or an input has another type or shape.
+            ServerError: No answer, or one that is not the signature's.
+            RequestRefused: The server refuses the values.
+        """
+        if name not in self.signatures:
+            raise InputError(
+                f"the served model has no signature {name}, only {', '.join(self.signatures)}. "
+                f"Received: signature={name}"
+            )
+        signature = self.signatures[name]
+        arrays = {key: _as_input(key, inputs[key], spec) for key, spec in signature.inputs.items()}
+        batched = [array for array in arrays.values() if array.ndim]
+        batch_size = len(batched[0]) if batched else int(arrays["num_images"])
+        outputs = signature.with_sizes({"B": batch_size}).outputs
+        answer = self._transport.predict(name, arrays, outputs)
+        for key, spec in outputs.items():
+            if not spec.accepts(str(answer[key].dtype), answer[key].shape):
+                found = TensorSpec(str(answer[key].dtype), answer[key].shape)
+                raise self._transport.address.wrong_answer(name, f"{key} is {found}, not {spec}")
+            if not np.all(np.isfinite(answer[key])):
+                raise self._transport.address.wrong_answer(name, f"{key} is not finite")
+        return answer
+
+    def features(self, contents: list[bytes]) -> dict[str, np.ndarray]:
+        """Returns `features` float32[N,L+1,D] of the contents of image files."""
+        return self._call_in_batches("features_bytes", image_bytes=byte_strings(contents))
+
+    def classify(self, contents: list[bytes]) -> dict[str, np.ndarray]:
+        """Returns `probabilities` float32[N,C] and `labels` int32[N] of contents of image files."""
+        return self._call_in_batches("classify_bytes", image_bytes=byte_strings(contents))
+
+    def score(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns `nats_per_token` float32[N] and `surprise` float32[N,H,W].
 
         Args:
             images: uint8[N,H,W,3].
-            num_given: 0..T.
-            **choice: As in `sample`.
+        """
+        return self._call_in_batches("score", images=images)
+
+    def sample(
+        self, num_images: int, params: SamplingParams = PLAIN_SAMPLING
+    ) -> dict[str, np.ndarray]:
+        """Returns generated `images` uint8[N,H,W,3] and their `tokens` int32[N,T]."""
+        check_limits(num_images=num_images)
+        return _concatenate(
+            self.call("sample", num_images=stop - start, **params.for_image(start).as_dict())
+            for start, stop in self._batches(num_images)
+        )
+
+    def complete(
+        self, images: np.ndarray, num_given: int, params: SamplingParams = PLAIN_SAMPLING
+    ) -> dict[str, np.ndarray]:
+        """Returns `images` and `tokens` that keep the first raster pixels of `images`.
+
+        Args:
+            images: uint8[N,H,W,3].
+            num_given: Number of raster pixels kept, 0 to T.
+            params: Sampling parameters.
         """
         height, width = self.image_size
         check_num_given(num_given, height * width)
-        params = SamplingParams(**choice)
-        return self._in_batches("complete", params, images=images, num_given=np.int32(num_given))
+        return self._call_in_batches("complete", params, images=images, num_given=num_given)
 
-    def _in_batches(self, name: str, params=None, **inputs) -> dict[str, np.ndarray]:
-        """Cuts the arrays among the inputs; numbers go with each part."""
-        parts = []
-        count = max(len(array) for array in inputs.values() if array.ndim)
-        for start, size in self._parts(count):
-            part = {
-                key: array[start : start + size] if array.ndim else array
-                for key, array in inputs.items()
-            }
-            later = params.for_image(start).as_dict() if params else {}
-            parts.append(self._ask(name, **part, **later))
-        return _joined(parts)
+    def inpaint(
+        self,
+        images: np.ndarray,
+        known: np.ndarray,
+        params: SamplingParams = PLAIN_SAMPLING,
+        num_rounds: int = 8,
+    ) -> dict[str, np.ndarray]:
+        """Returns `images` and `tokens` that keep the known pixels of `images` (masked models).
 
-    def _parts(self, count: int) -> list[tuple[int, int]]:
-        """(start, size) of each request."""
-        size = self._batch_size
-        return [(start, min(size, count - start)) for start in range(0, count, size)]
+        Args:
+            images: uint8[N,H,W,3].
+            known: bool[N,H,W], True where a pixel is kept.
+            params: Sampling parameters.
+            num_rounds: Number of forward passes, 1 to 1024.
+        """
+        check_limits(num_rounds=num_rounds)
+        return self._call_in_batches(
+            "inpaint", params, images=images, known=known, num_rounds=num_rounds
+        )
 
-    def _ask(self, name: str, **inputs) -> dict[str, np.ndarray]:
-        return self._transport.predict(name, self._signature(name), inputs)
+    def _call_in_batches(
+        self, name: str, params: SamplingParams | None = None, **inputs
+    ) -> dict[str, np.ndarray]:
+        """Cuts the arrays among the inputs into batches; numbers go with every batch."""
+        num_images = max(len(value) for value in inputs.values() if np.ndim(value))
+        return _concatenate(
+            self.call(
+                name,
+                **{key: v[start:stop] if np.ndim(v) else v for key, v in inputs.items()},
+                **(params.for_image(start).as_dict() if params else {}),
+            )
+            for start, stop in self._batches(num_images)
+        )
 
-    def _signature(self, name: str) -> Signature:
-        return named(self._signatures, name)
+    def _batches(self, num_images: int) -> list[tuple[int, int]]:
+        """(start, stop) of each batch."""
+        size = self.batch_size
+        return [(start, min(start + size, num_images)) for start in range(0, num_images, size)]
 
 
-def _joined(parts: list[dict]) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def _with_served_sizes(expected: Signature, served: Signature) -> Signature:
+    """Replaces the letters in the shapes of `expected`, except B, by the sizes of `served`.
+
+    Raises:
+        ValueError, KeyError: The signatures differ.
+    """
+    sizes = {}
+    for specs, found in ((expected.inputs, served.inputs), (expected.outputs, served.outputs)):
+        if specs.keys() != found.keys():
+            raise ValueError("other names")
+        for key, spec in specs.items():
+            if not spec.accepts(found[key].dtype, found[key].axes):
+                raise ValueError("another type or shape")
+            sizes |= dict(zip(spec.axes, found[key].axes, strict=True))
+    return expected.with_sizes(
+        {axis: size for axis, size in sizes.items() if axis != "B" and size is not None}
+    )
 
 
-def _objects(files: list[bytes]) -> np.ndarray:
-    array = np.empty(len(files), object)
-    array[:] = files
+def _as_input(name: str, value, spec: TensorSpec) -> np.ndarray:
+    array = np.asarray(value, object if spec.dtype == "string" else None)
+    if not spec.axes:  # Python numbers
+        array = array.astype(spec.dtype)
+    found = TensorSpec("string" if array.dtype == object else str(array.dtype), array.shape)
+    if not spec.accepts(found.dtype, found.axes):
+        raise InputError(f"{name} must be {spec}. Received: {found}")
     return array
+
+
+def _concatenate(answers: Iterator[dict]) -> dict[str, np.ndarray]:
+    answers = list(answers)
+    return {key: np.concatenate([answer[key] for answer in answers]) for key in answers[0]}

@@ -11,7 +11,7 @@ from PIL import Image
 from werkzeug.serving import make_server
 
 from igpt_tf.playground.app import create_app
-from igpt_tf.playground.backends import Local
+from igpt_tf.playground.backends import LocalModel
 from tests.serving import exported
 
 webdriver = pytest.importorskip(
@@ -53,9 +53,9 @@ def _served(backend):
 def servers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     backends = {
-        "causal": Local(exported.write(folder / "causal")),
-        "masked": Local(exported.write(folder / "masked", causal=False)),
-        "classifier": Local(exported.write_classifier(folder / "classifier")),
+        "causal": LocalModel(exported.write(folder / "causal")),
+        "masked": LocalModel(exported.write(folder / "masked", causal=False)),
+        "classifier": LocalModel(exported.write_classifier(folder / "classifier")),
     }
     running = {name: _served(backend) for name, backend in backends.items()}
     yield {name: f"http://127.0.0.1:{server.port}/" for name, server in running.items()}

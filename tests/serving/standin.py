@@ -20,18 +20,30 @@ from igpt_tf.savedmodel.c_api import Session, StatusError
 MODEL, VERSION = "igpt", 5
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata|:predict|)$")
 _HTTP = {3: 400, 5: 404, 9: 400, 12: 501}
-_TYPES = {"float32": "DT_FLOAT", "string": "DT_STRING", "int32": "DT_INT32", "uint8": "DT_UINT8"}
+_TYPES = {
+    "bool": "DT_BOOL",
+    "float32": "DT_FLOAT",
+    "string": "DT_STRING",
+    "int32": "DT_INT32",
+    "uint8": "DT_UINT8",
+}
 
 
 class Served:
-    """A loaded model and the requests it has answered."""
+    """A loaded model.
+
+    Attributes:
+        requests: (signature, shapes of the inputs) of the requests that it has answered.
+        tamper: None, or a function that changes the arrays of an answer before it is sent, or for
+            REST returns the bytes to send instead.
+    """
 
     def __init__(self, path: str):
-        self.session, self.asked = Session(path), []
+        self.session, self.requests, self.tamper = Session(path), [], None
 
     def predict(self, model: str, version: int | None, name: str, inputs: dict) -> dict:
         self.find(model, version)
-        self.asked.append((name, {key: array.shape for key, array in inputs.items()}))
+        self.requests.append((name, {key: array.shape for key, array in inputs.items()}))
         return self.session.run(name, inputs)
 
     def find(self, model: str, version: int | None) -> None:
@@ -79,7 +91,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.wfile.write(body)
 
     def _content(self, body) -> dict:
         found = _PATH.match(self.path)
@@ -99,6 +112,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         infos = self.served.session.signatures[name].inputs
         inputs = {key: _tensor(value, infos[key].dtype) for key, value in request["inputs"].items()}
         answer = self.served.predict(model, version, name, inputs)
+        if self.served.tamper:
+            answer = self.served.tamper(answer)
+            if isinstance(answer, bytes):
+                return answer
         outputs = {key: array.tolist() for key, array in answer.items()}
         return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}
 
@@ -161,7 +178,8 @@ def _service(served: Served):
         inputs = {key: tf.make_ndarray(proto) for key, proto in request.inputs.items()}
         name = spec.signature_name or "serving_default"
         answer = predict_pb2.PredictResponse()
-        for key, array in served.predict(spec.name, version, name, inputs).items():
+        found = served.predict(spec.name, version, name, inputs)
+        for key, array in (served.tamper(found) if served.tamper else found).items():
             answer.outputs[key].CopyFrom(tf.make_tensor_proto(array))
         return answer
 
