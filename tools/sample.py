@@ -29,8 +29,8 @@ flags.DEFINE_multi_string(
 )
 flags.DEFINE_integer("completions", None, "Completions per image; 4 without.")
 flags.DEFINE_integer("batch_size", None, "Images at a time; 16 without, if the memory admits them.")
-flags.DEFINE_bool("animate", False, "Also write an animation of the images being generated.")
-flags.DEFINE_bool("jit_compile", False, "Compile with XLA: a slow start, then faster.")
+flags.DEFINE_bool("animate", None, "Also write an animation of the images being generated.")
+flags.DEFINE_bool("jit_compile", None, "Compile with XLA: a slow start, then faster.")
 
 _NAMES = (
     "saved_model", "workdir", "num_images", "images", "num_given", "known", "num_rounds",

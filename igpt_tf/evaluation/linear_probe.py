@@ -51,7 +51,7 @@ def linear_probe(
 
     A masked model is probed as in the paper: each training image has one random mask; a held-out
     or test image is classified under `num_masks` masks, and the majority decides. Its features
-    without masks are probed too, as one of the baselines.
+    without masks are probed too, as one of the baselines; no baseline has masked inputs.
 
     Args:
         saved_model: Path of the model.
@@ -78,15 +78,13 @@ def linear_probe(
     Source: paper, sections 2.4, 3.4 and 4.2; appendix on iGPT-XL (concatenated layers).
     """
     config.refuse_unread_bindings()
+    files.make_workdir(workdir)
     model = SavedModel(saved_model)
     solver = solver or LBFGS()
     _check_numbers(layers, num_masks, model)
     source = resolve_source(model, source, "linear_probe")
     splits = labelled_splits(source, num_train, seed)
-    probe = _Probe(
-        splits, solver, os.path.join(files.make_workdir(workdir), "features"), batch_size
-    )
-
+    probe = _Probe(splits, solver, os.path.join(workdir, "features"), batch_size)
     network, *baselines = _encoders(model, num_masks, seed)
     views = probe.views(*network)
     rows = probe.layers(views, title=network[0].title)
@@ -141,8 +139,10 @@ def format_report(report: dict) -> str:
         cells[-1].append(f"{row[report['solver']]:g}")
     notes = [few_images_warning(report["num_images"][measured[-1]])]
     if report["num_masks"]:
+        one_mask = report["best_layer"].get(f"{measured[-1]}_accuracy_one_mask")
         notes.append(
-            f"Masked inputs: the majority of {report['num_masks']} masks per image decides."
+            f"Masked inputs: the majority of {report['num_masks']} masks per image decides"
+            + (f"; the best layer has {percent(one_mask)} with one mask." if one_mask else ".")
         )
     if "test" not in measured:
         notes.append(NO_TEST_NOTE)

@@ -46,7 +46,8 @@ def low_data(
     """Fits classifiers on k labels per class, on the model's features and on raw pixels.
 
     For each k, the layer and the solver's setting with the best mean held-out accuracy over the
-    subsets are chosen; the test split, where there is one, is only measured.
+    subsets are chosen; the test split, where there is one, is only measured. Features of masked
+    models are computed without masks.
 
     Args:
         saved_model: Path of the model.
@@ -70,6 +71,7 @@ def low_data(
     Source: paper, section 4.6.
     """
     config.refuse_unread_bindings()
+    files.make_workdir(workdir)
     model = SavedModel(saved_model)
     encoders = [features.pretrained_encoder(model), features.raw_pixels_encoder()]
     solver = solver or LBFGS(l2=STRENGTHS)
@@ -82,7 +84,7 @@ def low_data(
     )
     if num_subsets < 1:
         raise InputError(f"num_subsets must be 1 or more. Received: {num_subsets=}")
-    cache = os.path.join(files.make_workdir(workdir), "features")
+    cache = os.path.join(workdir, "features")
     report = {
         "saved_model": model.path,
         "step": model.metadata.get("step"),

@@ -183,7 +183,9 @@ def test_masked_model_is_probed_with_masked_inputs_and_votes(tmp_path):
     assert report["num_masks"] == 3
     assert row["test_accuracy"] != row["test_accuracy_one_mask"]
     assert "pretrained_network_without_masks" in report["baselines"]
-    assert "majority of 3 masks" in linear_probe.format_report(report)
+    text = linear_probe.format_report(report)
+    assert "majority of 3 masks" in text
+    assert f"{100 * row['test_accuracy_one_mask']:.1f} % with one mask" in text
     unmasked = linear_probe.linear_probe(**common, source=source, solver=solver, num_masks=0)
     without = report["baselines"]["pretrained_network_without_masks"]
     assert unmasked["layers"] == without["layers"] and unmasked["num_masks"] == 0
