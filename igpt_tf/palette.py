@@ -12,6 +12,7 @@ import os
 import gin
 import numpy as np
 
+from igpt_tf import files
 from igpt_tf.errors import InputError
 
 _FRACTION_BITS = 12
@@ -104,11 +105,9 @@ class Palette:
         return cls(centroids[np.argsort(centroids.sum(axis=1), kind="stable")])
 
     def save(self, path: str) -> None:
-        """Writes the centroids as `.npy`, float32[V,3]; the file is either whole or absent."""
-        unfinished = os.fspath(path) + ".part"
-        with open(unfinished, "wb") as file:
+        """Writes the centroids as `.npy`, float32[V,3], atomically."""
+        with files.atomic_write(os.fspath(path)) as file:
             np.save(file, self.centroids, allow_pickle=False)
-        os.replace(unfinished, path)
 
     @property
     def colours(self) -> np.ndarray:

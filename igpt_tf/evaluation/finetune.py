@@ -70,6 +70,7 @@ def finetune(
     seed: int = 0,
     precision: str = "float32",
     quantize_on: str = "auto",
+    allow_changed_data: bool = False,
 ) -> None:
     """Fine-tunes a pretrained model as a classifier, or continues, and exports it.
 
@@ -97,7 +98,7 @@ def finetune(
             `num_train`; the paper's low-data experiments use 4, 25 and 400 (section 4.6).
         seed: Seed of the choice of training images, of their order and augmentation, of masks and
             of random weights.
-        precision, quantize_on: As in `train`.
+        precision, quantize_on, allow_changed_data: As in `train`.
 
     Raises:
         InputError: The configuration, the model or the data is wrong.
@@ -119,7 +120,9 @@ def finetune(
     config.refuse_unread_bindings()
     augmentations.check(augmentation, source.image_size)
 
-    folder = open_run(workdir, strategy, model.palette)
+    folder = open_run(
+        workdir, strategy, model.palette, source, allow_changed_data=allow_changed_data
+    )
     if folder is None:
         return
     with full_disk_error(workdir), strategies.lost_worker_error(strategy), strategy.scope():

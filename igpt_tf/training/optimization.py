@@ -1,4 +1,4 @@
-"""Adam with warm-up and cosine decay; the moving average of the weights."""
+"""Adam with warm-up and cosine decay, and the moving average of the weights."""
 
 import contextlib
 
@@ -10,10 +10,10 @@ from igpt_tf.errors import InputError
 
 
 class OnePassAdam(keras.optimizers.Adam):
-    """Keras' Adam by TensorFlow's own kernel, one operation a weight instead of a dozen."""
+    """Keras' Adam by TensorFlow's own kernel: one operation per weight instead of a dozen."""
 
     def update_step(self, gradient, variable, learning_rate):
-        """Moves `variable`, a tf.Variable, against `gradient` of its shape."""
+        """Updates `variable`, a tf.Variable, by `gradient` of the same shape."""
         index = self._get_variable_index(variable)
         dtype = variable.dtype
         step = tf.cast(self.iterations + 1, dtype)
@@ -48,14 +48,15 @@ def build_optimizer(
 
     Args:
         num_steps: Length of the run in optimizer steps.
-        steps_per_epoch: Length of one pass over the training images in steps.
+        steps_per_epoch: Length of one pass over the training images in optimizer steps.
         learning_rate: Peak learning rate.
-        warmup_steps: Steps of linear warm-up; one epoch (the paper's) if None.
+        warmup_steps: Steps of linear warm-up. None: one epoch (the paper's), but at most a tenth
+            of the run.
         beta_1: Decay of the gradient's mean.
         beta_2: Decay of the gradient's square; 0.999 gave loss spikes in the paper.
-        epsilon: Adam's epsilon; the paper does not name one.
+        epsilon: Adam's epsilon; the paper does not give it.
         weight_decay: AdamW's decoupled decay of the matrices; None, the paper's, is plain Adam.
-        ema_momentum: Keeps an exponential moving average of the weights beside them, which
+        ema_momentum: Momentum of an exponential moving average of the weights, which
             `train.weights = "averaged"` evaluates and exports; None, the paper's, keeps none.
 
     Raises:
@@ -63,7 +64,8 @@ def build_optimizer(
 
     Source: paper, section 3.3.
     """
-    warmup_steps = steps_per_epoch if warmup_steps is None else warmup_steps
+    if warmup_steps is None:
+        warmup_steps = min(steps_per_epoch, num_steps // 10)
     if not 0 <= warmup_steps < num_steps:
         raise InputError(
             "the warm-up must end before the run does; set build_optimizer.warmup_steps. "
@@ -81,7 +83,7 @@ def build_optimizer(
     optimizer = OnePassAdam(schedule, weight_decay=weight_decay, **arguments)
     if weight_decay is None:
         return optimizer
-    # What is no matrix: the norms' gains and the first slot's vector.
+    # The weights that are not matrices.
     optimizer.exclude_from_weight_decay(var_names=["scale", "sos"])
     return optimizer
 
@@ -94,7 +96,10 @@ def constant_adam(
     beta_2: float = 0.95,
     epsilon: float = 1e-8,
 ) -> keras.optimizers.Optimizer:
-    """Adam at a constant rate, the paper's optimizer of fine-tuning; arguments as above.
+    """The paper's optimizer of fine-tuning: Adam at a constant rate.
+
+    Args:
+        learning_rate, beta_1, beta_2, epsilon: As in `build_optimizer`.
 
     Raises:
         InputError: The rate is not positive.
@@ -102,17 +107,17 @@ def constant_adam(
     Source: paper, section 3.4.
     """
     if not learning_rate > 0:
-        raise InputError(f"a learning rate is above 0. Received: {learning_rate=}")
+        raise InputError(f"the learning rate must be above 0. Received: {learning_rate=}")
     return OnePassAdam(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
 
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model, optimizer: keras.optimizers.Optimizer):
-    """Lends a model the moving average of its weights.
+    """Context in which a model has the moving average of its weights.
 
     Args:
-        model: Its own weights come back at the end.
-        optimizer: Keeps the average (`build_optimizer.ema_momentum`).
+        model: The model; its own weights are restored at the end.
+        optimizer: Optimizer with the average (`build_optimizer.ema_momentum`).
     """
     own = model.get_weights()
     optimizer.finalize_variable_values(model.trainable_variables)

@@ -67,6 +67,7 @@ def train(
     export: str = "best",
     weights: str = "trained",
     num_rewinds: int = 0,
+    allow_changed_data: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Pretrains a model, or continues, and exports it. Durations are optimizer steps.
@@ -94,6 +95,8 @@ def train(
             (`build_optimizer.ema_momentum`).
         num_rewinds: Number of times that the run may return to its newest checkpoint and continue
             with other images when its loss becomes non-finite; with 0 it ends.
+        allow_changed_data: Whether a run may continue although images were added, changed or
+            removed since it began.
         dry_run: Builds and checks everything but the weights, loads one batch and prints the plan;
             trains and writes nothing.
 
@@ -142,13 +145,13 @@ def train(
 
     print(_plan(abstract, source, num_steps, batch_size))
     if dry_run:
-        check_run(workdir, palette)
+        check_run(workdir, palette, source, allow_changed_data=allow_changed_data)
         with strategy.scope():
             next(train_batches(0, seed))
             pipeline.evaluation_batches(source.valid)
         return
 
-    folder = open_run(workdir, strategy, palette)
+    folder = open_run(workdir, strategy, palette, source, allow_changed_data=allow_changed_data)
     if folder is None:
         return
     with full_disk_error(workdir), strategies.lost_worker_error(strategy), strategy.scope():

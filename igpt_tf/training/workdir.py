@@ -1,12 +1,17 @@
 """The working directory of a run: one run, one configuration, one process at a time."""
 
+import ast
 import contextlib
+import dataclasses
 import fcntl
 import os
 
+import msgspec
 import tensorflow as tf
+from absl import logging
 
 from igpt_tf import config, files, runtime
+from igpt_tf.data import Source
 from igpt_tf.errors import InputError, is_full_disk
 from igpt_tf.palette import Palette
 from igpt_tf.training import strategies
@@ -17,6 +22,8 @@ from igpt_tf.training import strategies
 _CHANGEABLE = {
     "train.export",
     "train.num_rewinds",
+    "train.allow_changed_data",
+    "finetune.allow_changed_data",
     "intervals.log_every",
     "intervals.checkpoint_every",
     "intervals.keep_checkpoints",
@@ -78,24 +85,28 @@ class Workdir:
         """Path of a file of the run, which the chief writes and every worker reads."""
         return os.path.join(self.path, *names)
 
-    def claim(self, configuration: str, palette: Palette) -> None:
-        """Writes the operative configuration and the palette, unless another run's are there.
+    def claim(self, run: "RunIdentity", *, allow_changed_data: bool = False) -> None:
+        """Writes what identifies a run, unless another run's files are there.
 
         Args:
-            configuration: Operative gin text.
-            palette: The palette; gin only knows the name of its file.
+            run: The configuration, palette and data of this start.
+            allow_changed_data: Whether a run may continue with other images than it began with.
 
         Raises:
             InputError: See `refuse_other_run`.
         """
         is_finished = self.result() is not None
-        refuse_other_run(self._own, configuration, palette, is_finished=is_finished)
+        refuse_other_run(
+            self._own, run, is_finished=is_finished, allow_changed_data=allow_changed_data
+        )
         path = self.file("operative_config.gin")
         before = _read_configuration(path)
-        if before is None or before != config.parse_bindings(configuration):
-            files.write_text(path, configuration)
+        if before is None or before != config.parse_bindings(run.configuration):
+            files.write_text(path, run.configuration)
         if not os.path.exists(self.file("palette.npy")):
-            palette.save(self.file("palette.npy"))
+            run.palette.save(self.file("palette.npy"))
+        if not is_finished:
+            files.write_json(self.file("data.json"), run.data)
 
     def result(self) -> dict | None:
         """Numbers of a finished run, or None. Raises: InputError: the file is damaged."""
@@ -114,17 +125,69 @@ class Workdir:
         files.write_json(self.file("result.json"), result)
 
 
-def open_run(workdir: str, strategy: tf.distribute.Strategy, palette: Palette) -> Workdir | None:
+@dataclasses.dataclass(frozen=True)
+class RunIdentity:
+    """What a run is: the same at every start, and on every worker.
+
+    Attributes:
+        configuration: Operative gin text.
+        palette: The palette; gin only knows the name of its file.
+        data: Content of `data.json`: {"source": description, "splits": {name: {"num_images",
+            "fingerprint"}}, "working_directory": folder that relative paths refer to}.
+    """
+
+    configuration: str
+    palette: Palette
+    data: dict
+
+    @classmethod
+    def current(cls, palette: Palette, source: Source) -> "RunIdentity":
+        """Identity of the configuration in force."""
+        splits = {"train": source.train, "valid": source.valid, "test": source.test}
+        data = {
+            "source": source.description,
+            "splits": {
+                name: {"num_images": len(examples), "fingerprint": examples.fingerprint()}
+                for name, examples in splits.items()
+                if examples is not None
+            },
+            "working_directory": os.getcwd(),
+        }
+        return cls(config.operative_text(), palette, data)
+
+    def settings(self) -> dict[str, str]:
+        """Name -> value of everything that has to be the same on all workers."""
+        return {
+            **config.parse_bindings(self.configuration),
+            "palette": self.palette.fingerprint,
+            **{
+                f"{name} images": f"{split['num_images']} of fingerprint {split['fingerprint']}"
+                for name, split in self.data["splits"].items()
+            },
+            **{f"version of {name}": version for name, version in runtime.versions().items()},
+        }
+
+
+def open_run(
+    workdir: str,
+    strategy: tf.distribute.Strategy,
+    palette: Palette,
+    source: Source,
+    *,
+    allow_changed_data: bool = False,
+) -> Workdir | None:
     """Opens a workdir for the configuration in force.
 
     Returns None, after printing a message, if the run has finished.
 
     Raises:
-        InputError: See `Workdir` and `refuse_other_run`.
+        InputError: The workers' settings differ; or see `Workdir` and `refuse_other_run`.
     """
+    run = RunIdentity.current(palette, source)
+    strategies.check_same_on_all_workers(strategy, run.settings())
     folder = Workdir(workdir, strategies.worker_index(strategy))
     with full_disk_error(workdir):
-        folder.claim(config.operative_text(), palette)
+        folder.claim(run, allow_changed_data=allow_changed_data)
         if folder.result():
             print(f"this run is finished: {folder.shared_file('result.json')}")
             return None
@@ -133,12 +196,18 @@ def open_run(workdir: str, strategy: tf.distribute.Strategy, palette: Palette) -
     return folder
 
 
-def check_run(workdir: str | None, palette: Palette) -> None:
+def check_run(
+    workdir: str | None, palette: Palette, source: Source, *, allow_changed_data: bool = False
+) -> None:
     """Raises the InputErrors of `open_run` that show without writing; for dry runs."""
     if workdir:
         refuse_unwritable(workdir)
-        is_finished = os.path.exists(os.path.join(workdir, "result.json"))
-        refuse_other_run(workdir, config.operative_text(), palette, is_finished=is_finished)
+        refuse_other_run(
+            workdir,
+            RunIdentity.current(palette, source),
+            is_finished=os.path.exists(os.path.join(workdir, "result.json")),
+            allow_changed_data=allow_changed_data,
+        )
 
 
 def refuse_unwritable(path: str) -> None:
@@ -151,33 +220,86 @@ def refuse_unwritable(path: str) -> None:
 
 
 def refuse_other_run(
-    path: str, configuration: str, palette: Palette, *, is_finished: bool = False
+    path: str, run: RunIdentity, *, is_finished: bool = False, allow_changed_data: bool = False
 ) -> None:
-    """Compares a configuration and a palette with those in a folder, if any; writes nothing.
+    """Compares configuration, palette and data with those in a folder, if any; writes nothing.
 
     A resumed run may change what does not affect its steps: `train.export`, `train.num_rewinds`,
     and `intervals` except those of the evaluations, which choose the best step.
 
     Args:
-        path: Folder with `operative_config.gin` and `palette.npy`, or without.
-        configuration: Operative gin text.
-        palette: The palette.
-        is_finished: Whether the folder's run has finished: then nothing may change.
+        path: Folder with `operative_config.gin`, `palette.npy` and `data.json`, or without.
+        run: The configuration, palette and data of this start.
+        is_finished: Whether the folder's run has finished: then no setting may change, and the
+            data are not compared, because they are not needed any more.
+        allow_changed_data: Whether other images than the run began with are accepted.
 
     Raises:
-        InputError: The folder belongs to another configuration or palette; the first difference is
-            named. Or a file is damaged.
+        InputError: The folder belongs to another run; the first difference is named. Or a file is
+            damaged.
     """
+    data = _read_data(os.path.join(path, "data.json"))
     before = _read_configuration(os.path.join(path, "operative_config.gin"))
     if before is not None:
-        changeable = set() if is_finished else _CHANGEABLE
-        difference = _first_difference(before, config.parse_bindings(configuration), changeable)
+        difference = _first_difference(
+            before,
+            config.parse_bindings(run.configuration),
+            changeable=set() if is_finished else _CHANGEABLE,
+            folder_before=data["working_directory"] if data else os.getcwd(),
+        )
         if difference:
             raise InputError(
                 "the workdir belongs to another configuration; choose another workdir or the "
                 f"same bindings. Received: {difference}, workdir={path}"
             )
-    _refuse_other_palette(os.path.join(path, "palette.npy"), palette)
+    _refuse_other_palette(os.path.join(path, "palette.npy"), run.palette)
+    if data is not None and not is_finished:
+        _refuse_changed_data(path, data, run.data, allow_changed_data)
+
+
+def _refuse_changed_data(path: str, before: dict, now: dict, allow_changed_data: bool) -> None:
+    for name in sorted(before["splits"].keys() | now["splits"].keys()):
+        splits = before["splits"].get(name), now["splits"].get(name)
+        if splits[0] == splits[1]:
+            continue
+        sizes = [split["num_images"] if split else 0 for split in splits]
+        difference = f"{name}: {sizes[1]:,} images, {sizes[0]:,} when the run began"
+        if not allow_changed_data:
+            raise InputError(
+                "the data have changed since the run began, so images that were trained on may be "
+                "among the held-out ones; restore the data (with the dates of the files), choose "
+                "another workdir, or accept this with the parameter allow_changed_data=True of "
+                f"train or finetune. Received: {difference}, workdir={path}"
+            )
+        logging.warning(
+            "the data have changed since the run began; held-out losses may be of images that were "
+            "trained on (%s)",
+            difference,
+        )
+
+
+def _read_data(path: str) -> dict | None:
+    if not os.path.exists(path):
+        return None
+    return msgspec.to_builtins(
+        files.read_json(
+            path,
+            description="the record of the run's data",
+            fix="remove it and start again if the data are still those that the run began with",
+            schema=_Data,
+        )
+    )
+
+
+class _Split(msgspec.Struct):
+    num_images: int
+    fingerprint: str
+
+
+class _Data(msgspec.Struct):
+    source: dict
+    splits: dict[str, _Split]
+    working_directory: str
 
 
 def _read_configuration(path: str) -> dict[str, str] | None:
@@ -197,11 +319,25 @@ def _read_configuration(path: str) -> dict[str, str] | None:
     return bindings
 
 
-def _first_difference(before: dict, now: dict, changeable: set[str]) -> str | None:
+def _first_difference(
+    before: dict, now: dict, *, changeable: set[str], folder_before: str
+) -> str | None:
     for name in sorted((before.keys() | now.keys()) - changeable):
-        if before.get(name) != now.get(name):
-            return f"{name} = {now.get(name, '(unset)')} where it was {before.get(name, '(unset)')}"
+        values = before.get(name, "(unset)"), now.get(name, "(unset)")
+        if values[0] != values[1] and not _is_same_path(*values, folder_before):
+            return f"{name} = {values[1]} where it was {values[0]}"
     return None
+
+
+def _is_same_path(before: str, now: str, folder_before: str) -> bool:
+    """Whether two gin values are names of the same existing file or folder."""
+    try:
+        before, now = ast.literal_eval(before), ast.literal_eval(now)
+    except (ValueError, SyntaxError):  # references and macros
+        return False
+    if not (isinstance(before, str) and isinstance(now, str) and os.path.exists(now)):
+        return False
+    return os.path.realpath(os.path.join(folder_before, before)) == os.path.realpath(now)
 
 
 def _refuse_other_palette(path: str, palette: Palette) -> None:

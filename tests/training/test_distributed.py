@@ -1,4 +1,4 @@
-"""Claims about several devices and several hosts, made on the real command."""
+"""Tests of several devices and several hosts, on the real command."""
 
 import json
 import os
@@ -38,20 +38,29 @@ def start(workdir, *bindings, tf_config=None):
     )
 
 
-def start_workers(workdir):
-    ports = []
-    for _ in range(2):
+def free_addresses(number):
+    addresses = []
+    for _ in range(number):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+            addresses.append(f"127.0.0.1:{free.getsockname()[1]}")
+    return addresses
+
+
+def start_workers(workdir, *bindings_per_worker, jobs=("worker", "worker")):
+    """Starts one process per job, with bindings of its own."""
+    addresses, cluster, tasks = free_addresses(len(jobs)), {}, []
+    for job, address in zip(jobs, addresses, strict=True):
+        cluster.setdefault(job, []).append(address)
+        tasks.append({"type": job, "index": len(cluster[job]) - 1})
     return [
         start(
             workdir,
             *TWO_WORKERS,
-            tf_config={"cluster": cluster, "task": {"type": "worker", "index": index}},
+            *(bindings_per_worker[i] if bindings_per_worker else ()),
+            tf_config={"cluster": cluster, "task": task},
         )
-        for index in range(2)
+        for i, task in enumerate(tasks)
     ]
 
 
@@ -73,7 +82,7 @@ def one_device(tmp_path_factory):
     return workdir
 
 
-def test_two_logical_devices_train_like_one(one_device, tmp_path):
+def test_two_logical_devices_give_the_losses_of_one(one_device, tmp_path):
     end(
         start(
             tmp_path / "run",
@@ -84,12 +93,12 @@ def test_two_logical_devices_train_like_one(one_device, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(losses(one_device), rel=1e-5)
 
 
-def test_four_parts_of_a_batch_train_like_the_whole(one_device, tmp_path):
+def test_four_microbatches_give_the_losses_of_the_whole_batch(one_device, tmp_path):
     end(start(tmp_path / "run", "step_options.gradient_accumulation_steps=4"))
     assert losses(tmp_path / "run") == pytest.approx(losses(one_device), rel=1e-5)
 
 
-def test_two_workers_train_like_one_device_and_the_chief_writes_the_run(one_device, tmp_path):
+def test_two_workers_give_the_losses_of_one_device_and_the_chief_writes_the_run(one_device, tmp_path):
     workdir = tmp_path / "run"
     for process in start_workers(workdir):
         end(process)
@@ -98,7 +107,7 @@ def test_two_workers_train_like_one_device_and_the_chief_writes_the_run(one_devi
     assert (workdir / result["export"] / "saved_model.pb").exists()
 
 
-def test_when_a_worker_is_lost_the_other_says_so_and_the_job_resumes(one_device, tmp_path):
+def test_lost_worker_is_reported_and_the_run_resumes(one_device, tmp_path):
     workdir = tmp_path / "run"
     chief, other = start_workers(workdir)
     for _ in range(1200):
@@ -114,7 +123,7 @@ def test_when_a_worker_is_lost_the_other_says_so_and_the_job_resumes(one_device,
     assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
 
 
-def test_when_one_worker_is_told_to_stop_all_save_the_same_step_and_the_job_resumes(
+def test_signal_to_one_worker_stops_all_at_the_same_step_and_the_run_resumes(
     one_device, tmp_path
 ):
     workdir = tmp_path / "run"
@@ -130,6 +139,49 @@ def test_when_one_worker_is_told_to_stop_all_save_the_same_step_and_the_job_resu
     assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
 
 
-def test_without_a_cluster_the_strategy_is_refused_in_one_line(tmp_path):
+def test_strategy_without_a_cluster_is_refused_in_one_line(tmp_path):
     stderr = end(start(tmp_path / "run", *TWO_WORKERS), code=2)
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "TF_CONFIG" in stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("bindings", "named"),
+    [
+        ("build_optimizer.learning_rate=0.04", "build_optimizer.learning_rate = 0.04"),
+        ("train.batch_size=32", "train.batch_size = 32"),
+        ("digits.heldout=0.3", "digits.heldout = 0.3"),
+    ],
+)
+def test_workers_with_different_settings_are_refused_before_the_first_step(
+    tmp_path, bindings, named
+):
+    workdir = tmp_path / "run"
+    for process in start_workers(workdir, (), (bindings,)):
+        stderr = end(process, code=2)
+        [line] = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        assert f"{named} on worker 1" in line and "Traceback" not in stderr
+    assert not workdir.exists()
+
+
+@pytest.mark.faults
+def test_chief_and_worker_train_one_run(one_device, tmp_path):
+    workdir = tmp_path / "run"
+    for process in start_workers(workdir, jobs=("chief", "worker")):
+        end(process)
+    assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
+    assert (workdir / ".workers/1").is_dir() and (workdir / "result.json").exists()
+
+
+@pytest.mark.faults
+def test_worker_that_waits_in_vain_for_others_ends_in_one_line(tmp_path):
+    cluster = {"worker": free_addresses(2)}
+    process = start(
+        tmp_path / "run",
+        *TWO_WORKERS,
+        "multi_worker_strategy.startup_seconds=10",
+        tf_config={"cluster": cluster, "task": {"type": "worker", "index": 1}},
+    )
+    stderr = end(process, code=2, seconds=120)
+    assert "not all workers started within 10 seconds" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr

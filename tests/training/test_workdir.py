@@ -1,5 +1,7 @@
 """Tests of the working directory: one run, one configuration, one process."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -7,19 +9,32 @@ import pytest
 
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
+from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
 from igpt_tf.training.summaries import remove_lines_after
-from igpt_tf.training.workdir import Workdir, refuse_unwritable
+from igpt_tf.training.workdir import RunIdentity, Workdir, refuse_unwritable
 
+DATA = {
+    "source": {"name": "digits", "arguments": {}},
+    "splits": {
+        "train": {"num_images": 24, "fingerprint": "aa"},
+        "valid": {"num_images": 3, "fingerprint": "bb"},
+    },
+    "working_directory": "/",
+}
 CONFIGURATION = "# Parameters for train:\ntrain.seed = 0\ntrain.batch_size = \\\n    64\n"
 GREYS = Palette.grey(4)
 
 
+def identity(configuration=CONFIGURATION, palette=GREYS, **data):
+    return RunIdentity(configuration, palette, {**DATA, **data})
+
+
 def test_workdir_of_another_configuration_is_refused_with_the_difference(tmp_path):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION, GREYS)
-    folder.claim(CONFIGURATION, GREYS)
+    folder.claim(identity())
+    folder.claim(identity())
     with pytest.raises(InputError, match="train.seed = 1 where it was 0"):
-        folder.claim(CONFIGURATION.replace("seed = 0", "seed = 1"), GREYS)
+        folder.claim(identity(CONFIGURATION.replace("seed = 0", "seed = 1"), GREYS))
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
 
 
@@ -28,40 +43,40 @@ def test_workdir_of_another_configuration_is_refused_with_the_difference(tmp_pat
 )
 def test_resumed_run_may_change_what_does_not_affect_its_steps(tmp_path, free):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION, GREYS)
-    folder.claim(CONFIGURATION + free + "\n", GREYS)
+    folder.claim(identity())
+    folder.claim(identity(CONFIGURATION + free + "\n", GREYS))
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION + free + "\n"
     folder.write_result({"step": 3})
     with pytest.raises(InputError, match="another configuration"):
-        folder.claim(CONFIGURATION, GREYS)
+        folder.claim(identity())
 
 
 @pytest.mark.parametrize("name", ["intervals.evaluate_every", "intervals.num_heldout_images"])
 def test_settings_that_choose_the_best_step_may_not_change(tmp_path, name):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION, GREYS)
+    folder.claim(identity())
     with pytest.raises(InputError, match=name):
-        folder.claim(f"{CONFIGURATION}{name} = 7\n", GREYS)
+        folder.claim(identity(f"{CONFIGURATION}{name} = 7\n", GREYS))
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
 
 
 def test_workdir_of_another_palette_is_refused_and_keeps_its_own(tmp_path):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION, GREYS)
+    folder.claim(identity())
     others = Palette(GREYS.centroids[::-1])
     with pytest.raises(InputError, match=f"{others.fingerprint}, where it was {GREYS.fingerprint}"):
-        folder.claim(CONFIGURATION, others)
+        folder.claim(identity(CONFIGURATION, others))
     assert Palette.load(str(tmp_path / "palette.npy")).fingerprint == GREYS.fingerprint
 
 
 def test_damaged_palette_is_named_with_the_fix(tmp_path):
     folder = Workdir(str(tmp_path))
-    folder.claim(CONFIGURATION, GREYS)
+    folder.claim(identity())
     (tmp_path / "palette.npy").write_bytes(b"")
     with pytest.raises(InputError, match="damaged.*remove this file.*palette.npy"):
-        folder.claim(CONFIGURATION, GREYS)
+        folder.claim(identity())
     (tmp_path / "palette.npy").unlink()
-    folder.claim(CONFIGURATION, GREYS)
+    folder.claim(identity())
     assert (tmp_path / "palette.npy").exists()
 
 
@@ -121,8 +136,8 @@ DAMAGED = [
     ("result.json", b"[3]", lambda folder: folder.result()),
     ("result.json", b"\xff", lambda folder: folder.result()),
     ("result.json", b"", lambda folder: folder.result()),
-    ("operative_config.gin", b"train.seed = \xff", lambda x: x.claim(CONFIGURATION, GREYS)),
-    ("operative_config.gin", b"", lambda folder: folder.claim(CONFIGURATION, GREYS)),
+    ("operative_config.gin", b"train.seed = \xff", lambda x: x.claim(identity())),
+    ("operative_config.gin", b"", lambda folder: folder.claim(identity())),
     (
         "metrics.jsonl",
         b'{"step": 1}\n\xff',
@@ -147,8 +162,8 @@ def test_damaged_file_is_named_with_the_fix_and_left_alone(tmp_path, name, conte
 def test_folder_in_the_place_of_a_file_is_named(tmp_path, name):
     folder = Workdir(str(tmp_path))
     (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=f"Is a directory.*{name}"):
-        folder.claim(CONFIGURATION, GREYS)
+    with pytest.raises(InputError, match=f"(Is a directory|not a regular file).*{name}"):
+        folder.claim(identity())
         folder.result()
 
 
@@ -157,3 +172,89 @@ def test_file_in_the_place_of_the_exports_is_named_before_the_first_step(tmp_pat
     with pytest.raises(InputError, match=f"move it away.*{tmp_path / 'export'}"):
         Workdir(str(tmp_path))
     assert (tmp_path / "export").read_text() == "mine"
+
+
+def changed_data():
+    """Twelve images were added, which draws another split."""
+    return {
+        "train": {"num_images": 35, "fingerprint": "cc"},
+        "valid": {"num_images": 4, "fingerprint": "dd"},
+    }
+
+
+def test_run_whose_data_changed_is_refused_unless_this_is_accepted(tmp_path, caplog):
+    folder = Workdir(str(tmp_path))
+    folder.claim(identity())
+    folder.claim(identity())
+    with pytest.raises(InputError, match="train: 35 images, 24 when.*workdir=") as error:
+        folder.claim(identity(splits=changed_data()))
+    assert "allow_changed_data" in str(error.value) and "\n" not in str(error.value)
+    assert json.loads((tmp_path / "data.json").read_text()) == DATA
+    folder.claim(identity(splits=changed_data()), allow_changed_data=True)
+    assert "train: 35 images, 24 when the run began" in caplog.text
+    folder.claim(identity(splits=changed_data()))
+
+
+def test_finished_run_needs_no_data(tmp_path):
+    folder = Workdir(str(tmp_path))
+    folder.claim(identity())
+    folder.write_result({"step": 3})
+    folder.claim(identity(splits=changed_data()))
+    assert json.loads((tmp_path / "data.json").read_text()) == DATA
+
+
+def test_paths_are_compared_resolved(tmp_path, monkeypatch):
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder = Workdir(str(tmp_path / "run"))
+    line = CONFIGURATION + "image_folder.directory = {!r}\n"
+    folder.claim(identity(line.format("flat"), working_directory=str(tmp_path)))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for same in (f"{tmp_path}/flat/", "../flat", f"{tmp_path}/elsewhere/../flat"):
+        folder.claim(identity(line.format(same), working_directory=str(tmp_path / "elsewhere")))
+    with pytest.raises(InputError, match="image_folder.directory = 'flat' where it was"):
+        folder.claim(identity(line.format("flat")))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"splits": 3}'])
+def test_damaged_record_of_the_data_is_named_with_the_fix(tmp_path, content):
+    folder = Workdir(str(tmp_path))
+    folder.claim(identity())
+    (tmp_path / "data.json").write_bytes(content)
+    with pytest.raises(InputError, match="record of the run's data cannot be read.*remove it"):
+        folder.claim(identity())
+
+
+def test_empty_palette_is_named_with_the_fix(tmp_path):
+    (tmp_path / "palette.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="palette of the run is damaged; remove this file"):
+        Workdir(str(tmp_path)).claim(identity())
+
+
+def test_files_of_a_run_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        events.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        events.append(("rename", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    folder = Workdir(str(tmp_path))
+    folder.claim(identity())
+    folder.write_result({"step": 3})
+    remove_lines_after(folder.file("metrics.jsonl"), 0)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    remove_lines_after(folder.file("metrics.jsonl"), 0)
+    Rewinds(folder.file("rewinds.json"), 1).add(1, NonFiniteLoss(1, 2))
+    names = ("operative_config.gin", "palette.npy", "data.json", "result.json", "metrics.jsonl")
+    for name in (*names, "rewinds.json"):
+        path = str(tmp_path / name)
+        at = events.index(("rename", path))
+        assert events[at - 1][0] == "fsync" and events[at - 1][1].startswith(path), name
+        assert events[at + 1] == ("fsync", str(tmp_path)), name
