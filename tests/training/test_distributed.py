@@ -98,7 +98,9 @@ def test_four_microbatches_give_the_losses_of_the_whole_batch(one_device, tmp_pa
     assert losses(tmp_path / "run") == pytest.approx(losses(one_device), rel=1e-5)
 
 
-def test_two_workers_give_the_losses_of_one_device_and_the_chief_writes_the_run(one_device, tmp_path):
+def test_two_workers_give_the_losses_of_one_device_and_the_chief_writes_the_run(
+    one_device, tmp_path
+):
     workdir = tmp_path / "run"
     for process in start_workers(workdir):
         end(process)
@@ -123,9 +125,7 @@ def test_lost_worker_is_reported_and_the_run_resumes(one_device, tmp_path):
     assert losses(workdir) == pytest.approx(losses(one_device), rel=1e-5)
 
 
-def test_signal_to_one_worker_stops_all_at_the_same_step_and_the_run_resumes(
-    one_device, tmp_path
-):
+def test_signal_to_one_worker_stops_all_at_the_same_step_and_the_run_resumes(one_device, tmp_path):
     workdir = tmp_path / "run"
     chief, other = start_workers(workdir)
     while not (workdir / "checkpoints/ckpt-4.index").exists():
