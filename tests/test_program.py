@@ -1,4 +1,4 @@
-"""Claims about how the main job starts and ends, made on the real command."""
+"""Tests of the main program: how it starts, ends, stops and resumes, on the real command."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def straight(tmp_path_factory):
     return workdir
 
 
-def test_the_workdir_holds_what_the_contract_says(straight):
+def test_workdir_has_the_files_of_the_contract(straight):
     result = json.loads((straight / "result.json").read_text())
     assert result["nats_per_token"]["valid"] < result["baselines"]["uniform"]
     names = {str(p.relative_to(straight)) for p in straight.rglob("*") if p.is_file()}
@@ -60,7 +60,7 @@ def test_the_workdir_holds_what_the_contract_says(straight):
         assert any(name.startswith(f"summaries/{split}/events") for name in names)
 
 
-def test_the_exported_step_is_the_best_held_out_one(straight):
+def test_best_held_out_step_is_exported(straight):
     lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     held_out = {x["step"]: x["nats_per_token"] for x in lines if x["split"] == "valid"}
     result = json.loads((straight / "result.json").read_text())
@@ -68,14 +68,14 @@ def test_the_exported_step_is_the_best_held_out_one(straight):
     assert result["nats_per_token"]["valid"] == pytest.approx(min(held_out.values()), rel=1e-5)
 
 
-def test_a_finished_run_is_left_as_it_is(straight):
+def test_finished_run_is_left_as_it_is(straight):
     before = (straight / "result.json").stat().st_mtime_ns
     ended = run(straight)
     assert ended.returncode == 0 and "is finished" in ended.stdout
     assert (straight / "result.json").stat().st_mtime_ns == before
 
 
-def test_the_operative_configuration_alone_repeats_the_run(straight, tmp_path):
+def test_operative_configuration_alone_repeats_the_run(straight, tmp_path):
     main = [sys.executable, "-m", "igpt_tf.main", f"--workdir={tmp_path / 'again'}"]
     config = straight / "operative_config.gin"
     subprocess.run([*main, f"--gin_file={config}"], check=True, capture_output=True)
@@ -108,7 +108,7 @@ def wait_for(path, process):
         (signal.SIGINT, 130),
     ],
 )
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(straight, tmp_path, number, code):
+def test_interrupted_run_ends_like_an_uninterrupted_one(straight, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for(workdir / "checkpoints/ckpt-4.index", process)
@@ -116,13 +116,14 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(straight, tmp_path, n
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == code, stderr.decode()
     assert b"Traceback" not in stderr
+    assert (b"; the same command continues" in stderr) == (number != signal.SIGKILL)
     assert not (workdir / "result.json").exists()
     assert run(workdir).returncode == 0
     assert_same_end(straight, workdir)
 
 
 @pytest.mark.faults
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straight, tmp_path):
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straight, tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
         command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -153,14 +154,14 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
         (["train.palette=@load_palette()", "load_palette.path='none.npy'"], "none.npy"),
     ],
 )
-def test_a_mistake_ends_with_code_2_and_one_line_that_names_it(tmp_path, bindings, named):
+def test_wrong_setting_ends_with_code_2_and_one_line(tmp_path, bindings, named):
     ended = run(tmp_path / "run", *bindings)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
     assert named in ended.stderr
 
 
-def test_averaged_weights_in_stacked_steps_are_evaluated_and_exported_and_a_trace_is_left(tmp_path):
+def test_averaged_weights_with_several_steps_per_execution_are_exported_and_profiled(tmp_path):
     ended = run(
         tmp_path / "run",
         "train.weights='averaged'",
@@ -178,7 +179,7 @@ def test_averaged_weights_in_stacked_steps_are_evaluated_and_exported_and_a_trac
     assert list((tmp_path / "run/summaries").glob("plugins/profile/*/*.xplane.pb"))
 
 
-def test_too_little_memory_is_told_in_one_line_with_what_needs_less(tmp_path):
+def test_too_little_memory_ends_in_one_line_with_advice(tmp_path):
     # Enough for weights and constants, whose lack TensorFlow does not survive, not for a step.
     little = {"TF_CPU_BFC_MEM_LIMIT_IN_MB": "128"}
     large = "build_model.hidden_dim=256", "train.batch_size=1024"
@@ -204,12 +205,12 @@ print(-faults() + faults())
 """
 
 
-def test_a_large_tensor_takes_the_memory_that_one_before_gave_back():
+def test_large_tensors_reuse_freed_memory():
     ended = subprocess.run([sys.executable, "-c", LARGE_TENSORS], capture_output=True, text=True)
     assert int(ended.stdout) < 4 * 2**24 * 4 / 4096 / 100  # mapped anew, all its pages would fault
 
 
-def test_a_mistyped_flag_ends_with_code_2_and_one_line():
+def test_mistyped_flag_ends_with_code_2_and_one_line():
     main = [sys.executable, "-m", "igpt_tf.main", "--gin_fiel=x"]
     ended = subprocess.run(main, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
@@ -230,7 +231,7 @@ def test_help_lists_the_flags():
         (["runs/digits_tiny_ar.gin"], "train.source=@cifar10()", "cifar10.directory"),
     ],
 )
-def test_a_missing_value_ends_with_code_2_and_one_line_that_names_it(files, binding, missing):
+def test_missing_value_ends_with_code_2_and_one_line(files, binding, missing):
     main = [sys.executable, "-m", "igpt_tf.main", "--dry_run", f"--gin_param={binding}"]
     ended = subprocess.run(
         main + [f"--gin_file=gin/{file}" for file in files], capture_output=True, text=True
@@ -239,27 +240,27 @@ def test_a_missing_value_ends_with_code_2_and_one_line_that_names_it(files, bind
     assert f"error: {missing}" in ended.stderr and "must be bound" in ended.stderr
 
 
-def test_another_configuration_in_the_same_workdir_is_refused_and_nothing_lost(straight):
+def test_other_configuration_in_the_same_workdir_is_refused(straight):
     before = (straight / "operative_config.gin").read_text()
     ended = run(straight, "train.seed=1")
     assert ended.returncode == 2 and "train.seed = 1 where it was 0" in ended.stderr
     assert (straight / "operative_config.gin").read_text() == before
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
+def test_non_finite_loss_ends_the_run(tmp_path):
     workdir = tmp_path / "run"
     ended = run(workdir, "build_optimizer.learning_rate=1e30", "build_optimizer.warmup_steps=10")
     assert ended.returncode == 2 and "between steps" in ended.stderr
     assert not (workdir / "result.json").exists()
 
 
-def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     ended = run(tmp_path / "run", flags=["--dry_run"])
     assert ended.returncode == 0 and "1,437 training" in ended.stdout
     assert not (tmp_path / "run").exists()
 
 
-TELLING = """
+PRINT_PARALLEL_OPS = """
 from igpt_tf import cli
 from igpt_tf import main
 from igpt_tf import runtime
@@ -268,15 +269,15 @@ cli.run(lambda: main.main() or print(runtime.num_parallel_ops()))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_cores_are_separate_unless_xla_shares_out_the_work(compiled):
+def test_operations_have_one_thread_unless_xla_compiles(compiled):
     binding = f"--gin_param=step_options.jit_compile={compiled}"
-    command = [sys.executable, "-c", TELLING, f"--gin_file={RUN}", "--dry_run", binding]
+    command = [sys.executable, "-c", PRINT_PARALLEL_OPS, f"--gin_file={RUN}", "--dry_run", binding]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     alone = compiled or runtime.num_cores() == 1
     assert (ended.stdout.split()[-1] == "1") == alone
 
 
-def test_the_workdir_says_where_and_with_what_it_ran(straight):
+def test_workdir_records_hardware_and_versions(straight):
     [line] = (straight / "environment.jsonl").read_text().splitlines()
     line = json.loads(line)
     assert "-m igpt_tf.main --gin_file=" in line["command"]

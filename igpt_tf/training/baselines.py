@@ -1,4 +1,4 @@
-"""What a model has to beat: losses of predictors that never look at the rest of the image."""
+"""Baselines: losses of predictors that ignore the rest of the image."""
 
 import numpy as np
 
@@ -14,8 +14,8 @@ def token_baselines(
         vocabulary_size: V.
 
     Returns:
-        {"uniform", "unigram", "per_position"}: a constant ln V; the tokens' frequencies; their
-        frequencies at each position. Counts are add-one smoothed.
+        {"uniform", "unigram", "per_position"}: losses of equal probabilities (ln V), of the tokens'
+        frequencies, and of their frequencies at each position. Counts are add-one smoothed.
     """
     return {
         "uniform": float(np.log(vocabulary_size)),

@@ -1,4 +1,4 @@
-"""Claims about the program: a model and a folder suffice, signals save, mistakes are named."""
+"""Tests of tools.finetune: signals, resuming, wrong inputs, recipes."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ def start(saved_model, workdir, *bindings):
     )
 
 
-def test_sigterm_saves_and_the_same_command_again_finishes(saved_model, tmp_path):
+def test_sigterm_saves_and_another_length_is_another_run(saved_model, tmp_path):
     process = start(saved_model, tmp_path, *SHORT, "finetune.num_steps=100000")
     while process.poll() is None and not list(tmp_path.glob("checkpoints/ckpt-*.index")):
         time.sleep(0.1)
@@ -46,7 +46,6 @@ def test_sigterm_saves_and_the_same_command_again_finishes(saved_model, tmp_path
     checkpoint = max(
         int(path.stem.split("-")[1]) for path in tmp_path.glob("checkpoints/ckpt-*.index")
     )
-    # Another length is another run; the same folder with the same words goes on.
     other = start(saved_model, tmp_path, *SHORT, "finetune.num_steps=100")
     _, stderr = other.communicate()
     assert other.returncode == 2 and "finetune.num_steps" in stderr
@@ -54,13 +53,13 @@ def test_sigterm_saves_and_the_same_command_again_finishes(saved_model, tmp_path
     assert steps and max(steps) <= checkpoint
 
 
-def test_a_model_that_is_none_of_ours_is_refused_in_one_line(tmp_path):
+def test_foreign_model_is_refused_in_one_line(tmp_path):
     process = start(tmp_path, tmp_path / "run")
     _, stderr = process.communicate()
     assert process.returncode == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
 
 
-def test_the_recipe_is_that_of_the_models_data_unless_files_are_given():
+def test_recipe_depends_on_the_data_unless_files_are_given():
     common = "gin/tools/finetune.gin"
     assert recipes("finetune", {"name": "digits"}, []) == [common, "gin/tools/finetune_digits.gin"]
     assert recipes("finetune", {"name": "npz"}, []) == [common]
@@ -74,7 +73,7 @@ def test_the_recipe_is_that_of_the_models_data_unless_files_are_given():
         *((name, False) for name in ("digits", "mnist", "fashion_mnist", "npz", "image_folder")),
     ],
 )
-def test_only_the_cifar_sets_are_mirrored_unless_asked_for(name, mirrored):
+def test_only_cifar_images_are_flipped_by_default(name, mirrored):
     config.parse(config.recipes("finetune", {"name": name}, []), [])
     functions = [made.selector for made in config.bound("finetune.augmentation")]
     assert any(selector.endswith("flip") for selector in functions) == mirrored

@@ -1,4 +1,4 @@
-"""What a run survives: `make faults`. Everything happens to the real command."""
+"""Fault injection on the real command (`make faults`): kills and full disks."""
 
 import os
 import random
@@ -64,7 +64,7 @@ def kill_at_a_random_moment(workdir, moment: random.Random) -> str:
     return hit
 
 
-def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_one_left_alone(tmp_path, capsys):
+def test_run_killed_at_random_moments_ends_with_equal_weights(tmp_path, capsys):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     process = start(alone)
     assert process.wait() == 0, process.stderr.read()
@@ -94,7 +94,7 @@ def assert_same_end(one, other):
             np.testing.assert_array_equal(*(r.get_tensor(name) for r in readers), err_msg=name)
 
 
-def test_a_full_disk_ends_in_one_line_and_costs_no_checkpoint(tmp_path):
+def test_full_disk_ends_in_one_line_and_keeps_the_checkpoints(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]

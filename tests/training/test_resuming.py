@@ -1,4 +1,4 @@
-"""Claims about starting a run again: what may change, what must not, which mends are taken."""
+"""Tests of starting a run again: what may change, what must not, how it is repaired."""
 
 import gc
 import json
@@ -6,6 +6,7 @@ import json
 import gin
 import numpy as np
 import pytest
+from PIL import Image
 
 from igpt_tf import config
 from igpt_tf.errors import InputError
@@ -36,14 +37,14 @@ SHORT = (
 
 
 def run(workdir, *bindings, files=(RUN,), dry_run=False):
-    """Runs the program's root as the program does."""
+    """Calls `train` as the program does."""
     gin.clear_config()
-    gc.collect()  # a run before this one lets go of its lock
+    gc.collect()  # releases the lock of an earlier run
     config.parse(list(files), [*SHORT, *bindings])
     train(workdir=str(workdir), dry_run=dry_run)
 
 
-def test_a_run_does_not_go_on_with_another_palette(tmp_path):
+def test_run_does_not_continue_with_another_palette(tmp_path):
     path = tmp_path / "palette.npy"
     bindings = (
         "train.source = @digits()",
@@ -64,13 +65,13 @@ def test_a_run_does_not_go_on_with_another_palette(tmp_path):
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_an_augmentation_too_wide_is_refused_before_anything_is_written(tmp_path, dry_run):
+def test_too_wide_augmentation_is_refused_before_anything_is_written(tmp_path, dry_run):
     with pytest.raises(InputError, match="fewer pixels.*pixels=100"):
         run(tmp_path / "run", "shift.max_pixels = 100", dry_run=dry_run)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_refuses_a_workdir_of_another_configuration_and_changes_nothing(tmp_path):
+def test_dry_run_refuses_a_workdir_of_another_configuration_and_changes_nothing(tmp_path):
     (tmp_path / "operative_config.gin").write_text("train.seed = 1\n")
     with pytest.raises(InputError, match="another configuration"):
         run(tmp_path, dry_run=True)
@@ -78,7 +79,7 @@ def test_a_dry_run_refuses_a_workdir_of_another_configuration_and_changes_nothin
     assert [path.name for path in tmp_path.iterdir()] == ["operative_config.gin"]
 
 
-def test_a_dry_run_reads_a_batch(tmp_path):
+def test_dry_run_reads_a_batch(tmp_path):
     for name in "abcdef":
         (tmp_path / f"{name}.png").write_bytes(b"no picture")
     bindings = (
@@ -93,7 +94,7 @@ def test_a_dry_run_reads_a_batch(tmp_path):
         run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=True)
 
 
-def test_damaged_best_weights_are_mended_as_the_message_says(tmp_path):
+def test_damaged_best_weights_are_replaced_as_the_message_says(tmp_path):
     run(tmp_path)
     (tmp_path / "result.json").unlink()
     for path in tmp_path.glob("checkpoints/best/best-*.data*"):
@@ -105,7 +106,7 @@ def test_damaged_best_weights_are_mended_as_the_message_says(tmp_path):
     assert "train.export = 'last'" in (tmp_path / "operative_config.gin").read_text()
 
 
-def test_a_lost_loss_is_gone_around_in_the_same_workdir_as_the_message_says(tmp_path):
+def test_non_finite_loss_is_avoided_in_the_same_workdir_as_the_message_says(tmp_path):
     blown_up = ("build_optimizer.learning_rate = 1e30",)
     with pytest.raises(NonFiniteLoss, match="--gin_param=train.num_rewinds=3"):
         run(tmp_path, *blown_up)
@@ -114,7 +115,7 @@ def test_a_lost_loss_is_gone_around_in_the_same_workdir_as_the_message_says(tmp_
     assert (tmp_path / "rewinds.json").read_text().count("[") == 1 + 3
 
 
-def test_the_test_part_is_measured_once_at_the_end_in_a_line_of_its_own(tmp_path):
+def test_test_split_is_measured_once_at_the_end_in_a_line_of_its_own(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
     parts = {"train_images": images[:20], "valid_images": images[20:30], "test_images": images[30:]}
     np.savez(tmp_path / "images.npz", **parts)
@@ -134,3 +135,53 @@ def test_the_test_part_is_measured_once_at_the_end_in_a_line_of_its_own(tmp_path
     [line] = [line for line in lines if line["split"] == "test"]
     assert line["step"] == result["step"]
     assert line["nats_per_token"] == pytest.approx(result["nats_per_token"]["test"], rel=1e-5)
+
+
+def save_images(folder, number):
+    folder.mkdir(exist_ok=True)
+    for index in range(number):
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype="uint8")
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+
+
+def folder_bindings(path):
+    return (
+        "train.source = @image_folder()",
+        f"image_folder.directory = {str(path)!r}",
+        "image_folder.image_size = (8, 8)",
+        "image_folder.heldout = 0.25",
+        "train.palette = @grey_palette()",
+        "grey_palette.num_levels = 17",
+        "build_optimizer.learning_rate = 0.004",
+    )
+
+
+def test_run_whose_images_changed_is_refused_and_continues_when_asked(tmp_path):
+    save_images(tmp_path / "flat", 24)
+    run(tmp_path / "run", *folder_bindings(tmp_path / "flat"), files=OWN_PALETTE)
+    (tmp_path / "run/result.json").unlink()
+    run(tmp_path / "run", *folder_bindings(f"{tmp_path}/flat/"), files=OWN_PALETTE)
+    (tmp_path / "run/result.json").unlink()
+    save_images(tmp_path / "flat", 36)
+    for dry_run in (True, False):
+        with pytest.raises(InputError, match="train: 27 images, 18 when the run began"):
+            run(
+                tmp_path / "run",
+                *folder_bindings(tmp_path / "flat"),
+                files=OWN_PALETTE,
+                dry_run=dry_run,
+            )
+    accepted = ("train.allow_changed_data = True",)
+    run(tmp_path / "run", *folder_bindings(tmp_path / "flat"), *accepted, files=OWN_PALETTE)
+    record = json.loads((tmp_path / "run/data.json").read_text())
+    assert record["splits"]["train"]["num_images"] == 27
+
+
+def test_workdir_with_pattern_characters_trains_exports_and_resumes(tmp_path, capsys):
+    workdir = tmp_path / "lr[0.1]*"
+    run(workdir)
+    assert (workdir / "result.json").exists() and list(workdir.glob("export/*/saved_model.pb"))
+    (workdir / "result.json").unlink()
+    run(workdir)
+    out = capsys.readouterr().out
+    assert "resuming from step 4" in out and "held-out" in out and "{" not in out

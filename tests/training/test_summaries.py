@@ -1,4 +1,4 @@
-"""Claims about what a run tells: each step once, however often it was taken."""
+"""Tests of what a run records: each step once, however often it was taken."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def shown(directory, split):
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_steps_that_were_taken_again_are_shown_once_as_they_were_the_last_time(tmp_path, split):
+def test_repeated_steps_are_shown_once_with_their_last_values(tmp_path, split):
     write(tmp_path, 0, {0: 4.0, 5: 3.0, 10: 2.0, 15: 1.0, 20: 0.5})
     write(tmp_path, 10, {15: 1.5})
     assert shown(tmp_path, split) == ({0: 4.0, 5: 3.0, 10: 2.0, 15: 1.5}, 4)
@@ -37,7 +37,7 @@ def test_steps_that_were_taken_again_are_shown_once_as_they_were_the_last_time(t
     assert [line["loss"] for line in lines if line["split"] == split] == [4.0, 3.0, 2.0, 1.5]
 
 
-def test_closed_summaries_hold_no_file_open(tmp_path):
+def test_closed_summaries_keep_no_file_open(tmp_path):
     def number_open():
         return len(os.listdir("/proc/self/fd"))
 
