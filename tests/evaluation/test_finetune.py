@@ -289,7 +289,7 @@ def test_unsuitable_data_are_refused_in_one_line(saved_model, tmp_path):
         ("finetune.learning_rates = []", "at least one learning rate"),
         ("finetune.learning_rates = [0.0]", "above 0"),
         ("joint.generative_weight = -1.0", "0 or more"),
-        ("finetune.num_steps = 0", "1 or more"),
+        ("finetune.num_steps = 0", "num_steps must be 1"),
         ("intervals.evaluate_every = 0", "must be measured"),
         ("build_optimizer.learning_rate = 0.1", "build_optimizer"),
     ],
