@@ -8,12 +8,11 @@ import time
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from igpt_tf import formatting
+from igpt_tf import files, formatting
 from igpt_tf.errors import InputError, one_line
 from igpt_tf.sampling.params import MAX_IMAGES
 from igpt_tf.savedmodel import c_api, protos, spec
 from igpt_tf.savedmodel.c_api import Session, StatusError
-from igpt_tf.savedmodel.load import literal_path
 from igpt_tf.savedmodel.metadata import GRAPH, find, read_metadata
 from igpt_tf.savedmodel.spec import Signature, byte_strings, example_request
 from igpt_tf.savedmodel.warmup import read_warmup
@@ -129,8 +128,7 @@ def _read_graph(path: str):
 
 def _load(path: str) -> Session:
     try:
-        with literal_path(path) as literal:
-            return Session(literal)
+        return Session(files.path_without_patterns(path))
     except StatusError as error:
         raise _cannot_be_loaded(path, error) from None
 

@@ -1,11 +1,9 @@
 """Loads SavedModels: their signatures for the tools, or the live model for further training."""
 
-import contextlib
 import functools
 import os
-import tempfile
-from collections.abc import Iterator
 
+from igpt_tf import files
 from igpt_tf.errors import InputError, one_line
 from igpt_tf.palette import Palette
 from igpt_tf.savedmodel import spec
@@ -21,7 +19,6 @@ _DAMAGED = (
     TypeError,
     ValueError,
 )
-_PATTERN = frozenset("*?[\\")  # characters that TensorFlow does not take literally in a path
 
 
 class SavedModel:
@@ -56,8 +53,7 @@ class SavedModel:
         import tensorflow as tf
 
         try:
-            with literal_path(self.path) as path:
-                return tf.saved_model.load(path)
+            return tf.saved_model.load(files.path_without_patterns(self.path))
         except tf.errors.ResourceExhaustedError:
             raise  # the memory's fault, not the file's
         except (*_DAMAGED, tf.errors.OpError) as error:
@@ -105,19 +101,19 @@ def load_model(path: str):
 
     saved = SavedModel(path)
     model = ImageGPT(**saved.metadata["model"])
-    with literal_path(saved.path) as literal:
-        _read_weights(saved.path, literal, model)
+    _read_weights(saved.path, model)
     return model, saved.palette, saved.metadata
 
 
-def _read_weights(path: str, literal: str, model) -> None:
+def _read_weights(path: str, model) -> None:
     """Assigns every weight from the SavedModel, one at a time."""
     import tensorflow as tf
 
     from igpt_tf.savedmodel.write import check_finite, weight_key, weight_name
 
     try:
-        reader = tf.train.load_checkpoint(os.path.join(literal, "variables", "variables"))
+        folder = files.path_without_patterns(path)
+        reader = tf.train.load_checkpoint(os.path.join(folder, "variables", "variables"))
     except (ValueError, tf.errors.OpError) as error:
         raise InputError(
             f"the SavedModel's weights cannot be read ({type(error).__name__}); export it again. "
@@ -140,22 +136,6 @@ def _read_weights(path: str, literal: str, model) -> None:
             )
         check_finite(name, value, f"export {path} again")
         weight.assign(value)
-
-
-@contextlib.contextmanager
-def literal_path(path: str) -> Iterator[str]:
-    """A path to the same folder that TensorFlow takes literally.
-
-    TensorFlow restores variables through a search for files that match the path as a pattern, so it
-    finds none below a folder called `lr[0.1]`. A symbolic link without such characters is used.
-    """
-    if not _PATTERN & set(os.path.abspath(path)):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = os.path.join(folder, "saved_model")
-        os.symlink(os.path.abspath(path), link)
-        yield link
 
 
 def _load_palette(folder: str, fingerprint: str) -> Palette:

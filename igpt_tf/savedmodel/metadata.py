@@ -40,14 +40,14 @@ class _Named(msgspec.Struct):
 class _Data(msgspec.Struct):
     """Source of the images.
 
-    `fingerprint` identifies the images themselves; `modules` are the Python modules that define a
-    user's own source.
+    `fingerprint` identifies the images themselves; `module` is the Python module that registers the
+    source, to be imported before a user's own source is built again.
     """
 
     name: _NonEmpty
     arguments: dict[str, Any] = {}
     fingerprint: str | None = None
-    modules: list[str] = []
+    module: str | None = None
 
 
 class _Task(msgspec.Struct):

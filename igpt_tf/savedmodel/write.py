@@ -24,7 +24,7 @@ def write_pretrained(model, palette, path: str, *, objective: dict, **descriptio
         objective: `get_config()` of the objective.
         **description: What the metadata says besides:
             data: Description of the data's source, {"name", "arguments"} and, if known,
-                "fingerprint" and "modules"; or None.
+                "fingerprint" and "module"; or None.
             class_names: Names of the data's classes, or None.
             step: Number of optimizer steps behind the weights.
             nats_per_token: Held-out loss of these weights, or None if it was not measured.
