@@ -65,8 +65,9 @@ class Palette:
             return cls(np.load(path, allow_pickle=False))
         except InputError as error:
             raise InputError(f"{error}, path={path}") from None
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"not a palette file ({error}). Received: path={path}") from None
+        except Exception as error:  # NumPy parses the header as Python, so nearly any error
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"not a palette file ({reason}). Received: path={path}") from None
 
     @classmethod
     def grey(cls, num_levels: int) -> "Palette":
