@@ -127,8 +127,9 @@ def find_gin_file(path: str, beside: str | None = None) -> str:
         found = os.path.normpath(os.path.join(folder, path))
         if os.path.isfile(found):
             return found
+    searched = " or ".join(dict.fromkeys(map(os.path.abspath, folders)))
     raise InputError(
-        f"the gin file does not exist, neither in {' nor in '.join(map(os.path.abspath, folders))}"
+        f"the gin file does not exist in {searched}"
         f"{did_you_mean(path, _shipped_gin_files())}. Received: {path}"
     )
 
@@ -342,7 +343,10 @@ class _ReferencesAsText(config_parser.ParserDelegate):
 
 def _first_part(error: Exception | str) -> str:
     """Gin's message on one line, without the configuration that it quotes."""
-    return " ".join(str(error).split(" in config string")[0].split()).removesuffix(".")[:300]
+    message = " ".join(str(error).split())
+    message = re.split(r" in config string| In (?:bindings string|file)\b", message)[0]
+    macro = re.fullmatch(r"No bindings specified for '(.+)/gin\.macro'", message)
+    return f"the macro {macro[1]} has no value" if macro else message.removesuffix(".")[:300]
 
 
 def _quotes_hint(line: str) -> str | None:

@@ -179,7 +179,7 @@ def test_home_folders_are_expanded_and_remote_paths_refused(monkeypatch):
         ("bake.loaves = @ovne()", ["ovne", "did you mean oven?"]),
         ("bake.loaves = ", ["bake.loaves"]),
         ("bake.loaves = [", ["bake.loaves"]),
-        ("bake.loaves = %NOTHING", ["NOTHING"]),
+        ("bake.loaves = %NOTHING", ["the macro NOTHING has no value"]),
         ("bake.loaves = %gin.REQUIRED", ["bake.loaves"]),
         ("bake.loaves = best", ["text needs quotes"]),
         ("bake.loaves = data/images", ["text needs quotes"]),
