@@ -43,6 +43,21 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _shared_tables():
+    """One table per palette for all run files: each takes seconds."""
+    compute, tables = Palette.table.func, {}
+
+    def table(palette):
+        if palette.fingerprint not in tables:
+            tables[palette.fingerprint] = compute(palette)
+        return tables[palette.fingerprint]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Palette, "table", property(table))
+        yield
+
+
 def random_images(rng, *shape):
     return rng.integers(0, 256, (*shape, 3), dtype="uint8")
 
