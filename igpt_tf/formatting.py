@@ -60,3 +60,17 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def duration(seconds: float) -> str:
+    """0.0642 -> "64 ms"; 270,000 -> "3.1 days"."""
+    for unit, length in (
+        ("years", 365 * 86_400),
+        ("days", 86_400),
+        ("hours", 3600),
+        ("min", 60),
+        ("s", 1),
+    ):
+        if seconds >= 2 * length or (unit == "s" and seconds >= 1):
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"

@@ -1,127 +1,84 @@
-"""What a run file will take on a device: memory, batch, gradient accumulation, time. Needs no data.
+"""Computes the memory, the batch size and the time of a run on given devices. Needs no data.
 
-python -m tools.plan --gin_file=gin/runs/imagenet32_l_ar.gin --memory_gb=80 [--flops=312e12]
+python -m tools.plan --gin_file=gin/runs/imagenet32_l_ar.gin --memory_gb=80 --flops=312e12
 
-Without --flops, the matrix products of this machine are timed for a second. The time assumes that
-training reaches the share --utilisation of the FLOP/s. Each of --replicas devices holds the model.
+Models that do not fit one device are sharded: weights, gradients and optimizer state are divided
+over the devices. Several sets of devices are planned one after the other:
+  python -m tools.plan --gin_file=gin/runs/web64_xl_ar.gin --flops=312e12 \
+      --memory_gb=80,40,16 --shards=8,16,64
+Without --flops, this machine is measured for a second. The time assumes that training reaches the
+fraction --utilization of the FLOP/s.
 """
 
-import os
-import re
-
-import gin
 from absl import flags
 
 from igpt_tf import cli, config, files, runtime
 from igpt_tf.errors import InputError
 
-flags.DEFINE_float("memory_gb", None, "Memory of a device in GB (10^9 bytes).", 0, 1e9)
-flags.DEFINE_float(
-    "flops", None, "FLOP/s of a device at its best, in the run's precision.", 1, 1e30
-)
-flags.DEFINE_float("utilisation", 0.4, "Share of the FLOP/s that training is assumed to reach.")
-flags.DEFINE_integer("replicas", 1, "Number of devices.")
-flags.DEFINE_integer("image_size", None, "Height and width, where the run file does not tell.")
-flags.DEFINE_string("workdir", None, "Where plan.json goes, if anywhere.")
+flags.DEFINE_list("memory_gb", None, "Memory per device in GB (10^9 bytes); several with commas.")
+flags.DEFINE_float("flops", None, "Peak FLOP/s per device in the run's precision.", 1, 1e30)
+flags.DEFINE_float("utilization", 0.4, "Fraction of the FLOP/s that training is assumed to reach.")
+flags.DEFINE_integer("replicas", 1, "Number of devices, each of which holds the whole model.", 1)
+flags.DEFINE_list("shards", None, "Number of devices that share the model; one per --memory_gb.")
+flags.DEFINE_integer("image_size", None, "Height and width, if the run file does not state it.", 1)
+flags.DEFINE_string("workdir", None, "Folder for plan.json; none is written without it.")
 
-_BORROWED = ("objective", "build_model", "build_optimizer", "batch_size", "num_steps", "precision")
-
-
-@gin.configurable
-def plan(
-    *,
-    workdir,
-    image_size,
-    memory,
-    flops,
-    utilisation,
-    replicas,
-    objective,
-    build_model,
-    build_optimizer,
-    batch_size,
-    num_steps,
-    precision="float32",
-):
-    """See `igpt_tf.training.plan`; the run's own part comes from what is bound to `train`."""
-    from igpt_tf.model import abstract_model
-    from igpt_tf.training import plan as planning
-    from igpt_tf.training.trainer import set_precision
-
-    set_precision("train.precision", precision)
-    device = planning.Device(
-        memory=memory,
-        flops=planning.measured_flops(precision) if flops is None else flops,
-        utilisation=utilisation,
-        replicas=replicas,
-    )
-    result = planning.plan(
-        abstract_model(lambda: build_model(image_size=image_size, causal=objective.causal)),
-        build_optimizer(num_steps=num_steps, steps_per_epoch=0),
-        device,
-        batch_size=batch_size,
-        num_steps=num_steps,
-        precision=precision,
-    )
-    if workdir:
-        files.write_json(os.path.join(workdir, "plan.json"), result)
-    print(planning.summary(result, flops_are_measured=flops is None))
-
-
-@gin.configurable
-def image_size_of(*, source):
-    """(H, W) of a source, which is built for it."""
-    return source.image_size
-
-
-def bound_image_size() -> tuple[int, int]:
-    """(H, W) from the run file; its data set is built only where no binding tells.
-
-    Raises:
-        InputError: Neither tells.
-    """
-    from igpt_tf.data.images import size_pair
-
-    try:
-        source = str(gin.query_parameter("train.source"))
-    except ValueError:
-        raise InputError(
-            "no data set is named; give a run file, such as --gin_file=gin/runs/digits_tiny_ar.gin"
-        ) from None
-    if "mixture" in source:
-        source = str(gin.query_parameter("mixture.sources")[0])
-    name = re.sub(r"\W*([\w/]+).*", r"\1", source)
-    try:
-        return size_pair(gin.query_parameter(f"{name}.image_size"))
-    except ValueError:
-        config.copy_bindings("train", "image_size_of", ("source",))
-    try:
-        return image_size_of()
-    except InputError as error:
-        what = str(error).split("\n")[0]
-        raise InputError(f"the images' size is not told ({what}); give --image_size") from None
+_FROM_TRAIN = [
+    "objective",
+    "build_model",
+    "build_optimizer",
+    "batch_size",
+    "num_steps",
+    "precision",
+]
 
 
 def main() -> None:
-    """Flags -> configuration -> `plan`."""
+    """Runs `plan` with flags and the bindings of a run file."""
     cli.require_flags("gin_file", "memory_gb")
-    if flags.FLAGS.workdir:
-        files.make_workdir(flags.FLAGS.workdir)
+    flag = flags.FLAGS
+    memory = [_number("memory_gb", text) for text in flag.memory_gb]
+    counts = [_number("shards", text) for text in flag.shards or ()]
+    if counts and (len(counts) != len(memory) or flag.replicas > 1):
+        raise InputError(
+            "--shards takes one number per --memory_gb, and excludes --replicas. Received: "
+            f"memory_gb={','.join(flag.memory_gb)}, shards={','.join(flag.shards)}, "
+            f"replicas={flag.replicas}"
+        )
+    if flag.workdir:
+        files.make_workdir(flag.workdir)
     runtime.import_tensorflow()
     import igpt_tf.training.train  # noqa: F401 - registers what a run file may name
+    from igpt_tf.training import plan as planning
 
     config.parse_flags()
-    flag = flags.FLAGS
-    config.copy_bindings("train", "plan", _BORROWED)
-    side = flag.image_size
-    plan(
-        workdir=flag.workdir,
-        image_size=(side, side) if side else bound_image_size(),
-        memory=flag.memory_gb * 1e9,
-        flops=flag.flops,
-        utilisation=flag.utilisation,
-        replicas=flag.replicas,
-    )
+    size = (flag.image_size, flag.image_size) if flag.image_size else planning.bound_image_size()
+    config.copy_bindings("train", "plan", _FROM_TRAIN if size else [*_FROM_TRAIN, "source"])
+    precision = config.bound("plan.precision") or "float32"
+    flops, warnings = flag.flops, planning.precision_warnings(flag.flops or 0, precision)
+    if flops is None:
+        flops, warnings = planning.measure_flops(precision)
+    devices = [
+        planning.Devices(gigabytes * 1e9, flops, flag.utilization, int(count), bool(counts))
+        for gigabytes, count in zip(memory, counts or [flag.replicas] * len(memory), strict=True)
+    ]
+    try:
+        plans = planning.plan(devices=devices, image_size=size, workdir=flag.workdir)
+    except InputError as error:
+        if size:
+            raise
+        reason = str(error).split("\n")[0]
+        raise InputError(f"the image size is not known ({reason}); pass --image_size") from None
+    print("\n\n".join(map(planning.format_plan, plans)))
+    for warning in warnings:
+        print(f"Warning: {warning}.")
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--{name} takes numbers. Received: {name}={text}") from None
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A block is a dictionary: "kind" names the template's macro, the other items are 
 import datetime
 import os
 import re
+import reprlib
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ _SETTINGS = {  # bindings of the configuration -> names on the page
     "finetune.batch_size": "batch size of fine-tuning",
     "finetune.learning_rates": "learning rates of fine-tuning",
 }
+_SHORTENED = reprlib.Repr()  # of arguments of any depth and length
+_SHORTENED.maxdict, _SHORTENED.maxstring = 20, 200
 
 
 def write_report(workdir: str, include: Sequence[str] = ()) -> str:
@@ -131,14 +134,14 @@ def _what_was_run(run: RunFolder) -> list[dict]:
     start = run.starts[-1] if run.starts else None
     hardware = start.hardware if start else None
     source = run.bindings.get("train.source", "").strip("@()")
-    size = run.metadata.model.image_size if run.metadata else ()
+    size = _size(run.metadata) if run.metadata else run.bindings.get(f"{source}.image_size")
     images = run.result.num_images if run.result else {}
     rows = [
         ("first start", start and run.starts[0].started),
         ("starts", len(run.starts) if len(run.starts) > 1 else None),
         ("data", source),
         ("folder", run.bindings.get(f"{source}.directory", "").strip("'")),
-        ("image size", "x".join(map(str, size)) or run.bindings.get(f"{source}.image_size")),
+        ("image size", size),
         ("images", ", ".join(f"{count:,} {part_name(part)}" for part, count in images.items())),
     ]
     rows += [(name, run.bindings.get(key, "").strip("@()'")) for key, name in _SETTINGS.items()]
@@ -231,24 +234,29 @@ def _model_card(run: RunFolder) -> list[dict]:
     metadata = run.metadata
     if metadata is None:
         return []
-    model, size = metadata.model, "x".join(map(str, metadata.model.image_size))
+    model, size = metadata["model"], _size(metadata)
     use = "features for classifiers, generated images, scores of images"
-    if metadata.task:
+    if metadata["task"]:
         use = "classification of images like those of its fine-tuning"
-    architecture = f"{model.num_layers} layers of width {model.hidden_dim}, {model.num_heads} heads"
     units = (
         "Losses are nats per palette token, not bits per RGB dimension: the palette is lossy. "
         "Durations are optimizer steps; batch sizes are global."
     )
+    data = metadata["data"]
+    arguments = _SHORTENED.repr(data["arguments"]) if data else ""
     rows = [
-        ("model", f"Image GPT (Chen et al., 2020), {architecture}"),
-        ("exported step", f"{metadata.step:,}"),
-        ("objective of training", metadata.objective.name),
-        ("input", f"{size} pixels in {model.vocabulary_size} colors"),
-        ("trained on", str(metadata.data or "not recorded")),
-        ("classes in the data", ", ".join(metadata.class_names or ())),
+        (
+            "model",
+            f"Image GPT (Chen et al., 2020), {model['num_layers']} layers of width "
+            f"{model['hidden_dim']}, {model['num_heads']} heads",
+        ),
+        ("exported step", f"{metadata['step']:,}"),
+        ("objective of training", metadata["objective"]["name"]),
+        ("input", f"{size} pixels in {model['vocabulary_size']} colors"),
+        ("trained on", f"{data['name']} {arguments}" if data else "not recorded"),
+        ("classes in the data", ", ".join(metadata["class_names"] or ())),
         ("intended use", f"{use}; research and teaching"),
-        ("palette", metadata.palette),
+        ("palette", metadata["palette"]),
         ("units", units),
         ("license", "to be filled in: licenses of the weights and of the training images"),
         ("contact", "to be filled in"),
@@ -260,17 +268,21 @@ def _model_card(run: RunFolder) -> list[dict]:
         "The numbers on this page hold for the data named beside them. The model is not made for "
         "decisions about people.",
     ]
-    if metadata.score == "pseudo-likelihood":
+    if metadata["score"] == "pseudo-likelihood":
         limits.append("Its scores are pseudo-likelihoods, which compare only with each other.")
-    if metadata.task:
+    if metadata["task"]:
         limits.append("It assigns one of its classes to every image, also to images of none.")
     return [{"kind": "pairs", "rows": rows}, {"kind": "points", "lines": limits}]
 
 
 def _loss_name(run: RunFolder) -> str:
-    """The loss of a masked model covers masked tokens only: another quantity than its score."""
+    """The loss of a masked model covers hidden tokens only: another quantity than its score."""
     is_masked = "masked" in run.bindings.get("train.objective", "")
-    return "nats/masked token" if is_masked else "nats/token"
+    return "nats/hidden token" if is_masked else "nats/token"
+
+
+def _size(metadata: dict) -> str:
+    return "x".join(map(str, metadata["model"]["image_size"]))
 
 
 def _command(run: RunFolder, tool: str) -> str:

@@ -15,7 +15,7 @@ from igpt_tf import runtime
 from igpt_tf.config import parse_bindings
 from igpt_tf.errors import InputError
 from igpt_tf.files import read_json
-from igpt_tf.savedmodel.metadata import METADATA
+from igpt_tf.savedmodel.metadata import METADATA, read_metadata
 
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]  # larger ones cannot be drawn
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -61,17 +61,9 @@ class Start(Struct):
 
 
 class Data(Struct):
-    """A data set: its name and arguments."""
+    """A data set."""
 
     name: str
-    arguments: dict[str, msgspec.Raw] = {}
-
-    def __str__(self) -> str:
-        arguments = [
-            f"{name}={' '.join(bytes(raw).decode().split())}"
-            for name, raw in self.arguments.items()
-        ]
-        return ", ".join([self.name, *arguments])
 
 
 class Result(Struct):
@@ -83,39 +75,11 @@ class Result(Struct):
     parameters: Count | None = None
     num_images: dict[str, Count] = {}
     accuracy: dict[str, Fraction] = {}
+    accuracy_interval: dict[str, Interval] = {}
     learning_rate: Number | None = None
     generative_weight: Number | None = None
     classification_weight: Number | None = None
     from_scratch: bool = False
-
-
-class Model(Struct):
-    """Part of `Metadata`."""
-
-    image_size: tuple[Count, Count]
-    vocabulary_size: Count
-    num_layers: Count
-    hidden_dim: Count
-    num_heads: Count
-
-
-class Objective(Struct):
-    """Part of `Metadata`."""
-
-    name: str | None = None
-
-
-class Metadata(Struct):
-    """metadata.json of a SavedModel, as far as the page shows it."""
-
-    model: Model
-    objective: Objective
-    step: Count
-    data: Data | None = None
-    palette: str | None = None
-    score: str = "likelihood"
-    class_names: list[str] | None = None
-    task: dict[str, msgspec.Raw] | None = None
 
 
 class _ToolResult(Struct, kw_only=True):
@@ -222,6 +186,7 @@ class RunFolder:
         include: More folders with results of tools, or folders of such folders.
 
     Attributes:
+        metadata: `read_metadata` of the newest SavedModel, None without one.
         unreadable: A line about each file that could not be read.
 
     Raises:
@@ -346,12 +311,17 @@ class RunFolder:
             self._record(os.path.join(self.path, _CONFIG), str(error))
             return {}
 
-    def _newest_metadata(self) -> Metadata | None:
+    def _newest_metadata(self) -> dict | None:
         versions = glob.glob(os.path.join(glob.escape(self.path), "export", "*", METADATA))
-        numbered = [path for path in versions if path.split(os.sep)[-3].isdecimal()]
+        folders = [path.removesuffix(os.sep + METADATA) for path in versions]
+        numbered = [folder for folder in folders if os.path.basename(folder).isdecimal()]
         if not numbered:
             return None
-        return self._json(max(numbered, key=lambda path: int(path.split(os.sep)[-3])), Metadata)
+        try:
+            return read_metadata(max(numbered, key=lambda path: int(os.path.basename(path))))
+        except InputError as error:
+            self.unreadable.append(str(error))
+            return None
 
     def _subfolders(self, path: str) -> list[str]:
         try:

@@ -3,7 +3,6 @@
 from igpt_tf.formatting import few_images_warning, interval_text, percent
 from igpt_tf.report.charts import Curve, line_chart
 from igpt_tf.report.run_folder import (
-    Accuracies,
     Evaluation,
     Found,
     LinearProbe,
@@ -68,7 +67,7 @@ def finetunings(run: RunFolder) -> list[dict]:
     if not found:
         return []
     header = ["run", "weights at the start", "L_GEN : L_CLF", "learning rate", "step"]
-    header += ["held-out accuracy", "test accuracy"]
+    header += ["held-out accuracy (95 % interval)", "test accuracy (95 % interval)"]
     images = [
         (one.content, f"confusion matrix ({one.folder})", "Confusion matrix of the classifier")
         for one in run.images("confusion.png", own=True)
@@ -80,7 +79,7 @@ def finetunings(run: RunFolder) -> list[dict]:
 def evaluations(run: RunFolder) -> list[dict]:
     """Losses on data sets, one row per file."""
     found = run.results("evaluate.json", Evaluation)
-    header = ["folder", "data", "part", "images", "score", "nats/token"]
+    header = ["folder", "data", "part", "images", "score", "nats/token (± standard error)"]
     rows = [_evaluation(one) for one in found]
     return [{"kind": "table", "header": header, "rows": rows}] if rows else []
 
@@ -125,7 +124,10 @@ def _linear_probe(found: Found) -> list[dict]:
     cells = [
         [
             title,
-            *(_accuracy(row, part) for part in parts),
+            *(
+                _with_interval(getattr(row, f"{part}_accuracy"), getattr(row, f"{part}_interval"))
+                for part in parts
+            ),
             _number(getattr(row, probe.solver)),
         ]
         for title, row in rows
@@ -139,11 +141,10 @@ def _linear_probe(found: Found) -> list[dict]:
     ]
 
 
-def _accuracy(row: Accuracies, part: str) -> str:
+def _with_interval(accuracy: float | None, interval) -> str:
     """An accuracy with its 95 % interval, if that is known."""
-    interval = getattr(row, f"{part}_interval")
-    text = percent(getattr(row, f"{part}_accuracy"))
-    return f"{text} ({interval_text(interval)})" if interval else text
+    text = percent(accuracy)
+    return f"{text} ({interval_text(interval)})" if text and interval else text
 
 
 def _points(rows, measure: str) -> list[tuple[int, float]]:
@@ -194,8 +195,9 @@ def _finetuning(found: Found) -> list[str]:
         f"{_number(result.generative_weight)} : {_number(result.classification_weight)}",
         _number(result.learning_rate),
         f"{result.step:,}",
-        percent(result.accuracy.get("valid")),
-        percent(result.accuracy.get("test")) or "no test part",
+        _with_interval(result.accuracy.get("valid"), result.accuracy_interval.get("valid")),
+        _with_interval(result.accuracy.get("test"), result.accuracy_interval.get("test"))
+        or "no test part",
     ]
 
 

@@ -1,55 +1,59 @@
-"""What a run will take: parameters, arithmetic, memory and time, told without allocating anything.
+"""Memory and time that a run needs on given devices, computed without allocating the model.
 
-The activation figures count tensors of T x D numbers, one of a position's width: those `KEPT` from
-the forward to the backward pass, or kept by a run that recomputes its blocks (`RECOMPUTED`), and
-those alive only while one block is at work (`WORKING_*`). They are fitted to what TensorFlow's CPU
-executor holds at the height of a step; three models agree within 20 %, both ways
-(tests/training/test_plan.py). Change a block, and measure again. XLA, on accelerators, orders the
-work itself; there they have not been compared. On CPUs a step left to itself cuts its batch
-(`StepOptions.accumulation`) and takes less.
+Weights, gradients and optimizer state are exact. Activations are a model of what TensorFlow's CPU
+executor holds at the peak of a step, with factors fitted to measurements: three models agree within
+20 % (tests/training/test_plan.py). After a change of a block, measure again. XLA, on accelerators,
+orders the operations itself; there the factors have not been compared. On CPUs a step divides its
+batch into microbatches by default (`step_options.gradient_accumulation_steps`) and needs less.
 """
 
 import dataclasses
 import math
+import os
 import time
+from collections.abc import Callable
 
+import gin
 import keras
+import psutil
 
-from igpt_tf import formatting
+from igpt_tf import config, files, formatting
 from igpt_tf.errors import InputError
-from igpt_tf.model import ImageGPT
+from igpt_tf.model import ImageGPT, abstract_model
+from igpt_tf.objectives import Objective
 
-# Of each block, in T x D numbers an image.
-KEPT = {
-    "the inputs of the two norms": 2,
-    "queries, keys and values": 3,
-    "queries in blocks": 1,
-    "the heads' outputs": 1,
-    "the MLP's first product": 4,
-}
-RECOMPUTED = {"the block's input": 1}
-# Of the one block at work, or of the head; the largest counts.
-WORKING_MLP = 17  # T x D numbers: four tensors, each 4 D wide, and what is left of the norm
-WORKING_HEADS = 4  # T x D numbers: gradients of queries, keys and values
-WORKING_SQUARES = 4  # [heads,T/4,T] float32 of a block of queries: weights, slopes, two scores
-QUERY_SHARE = 1 / 4  # of the square [T,T]: four blocks of queries, one after the other
-WORKING_LOGITS = 3  # [T,V] float32: logits, probabilities, gradients
-CAUSAL_SHARE = 5 / 8  # of the square [T,T]: each block of queries over its own prefix
-RESERVE = 0.1  # of the device's memory: the runtime's own, workspaces, gaps between tensors
+PRECISIONS = ("float32", "mixed_bfloat16")
+# Tensors of each block, in units of T x D numbers per image, that a step keeps for its backward
+# pass: the inputs of the two norms 2; queries, keys and values 3; queries in blocks 1; the outputs
+# of the heads 1; the first product of the MLP 4. With remat it keeps the block's input only.
+KEPT_PER_BLOCK = 2 + 3 + 1 + 1 + 4
+KEPT_PER_BLOCK_WITH_REMAT = 1
+# Tensors alive only while one block, or the output layer, computes; the largest sum counts.
+MLP_TENSORS = 17  # T x D numbers: four tensors of width 4 D, and the norm
+HEAD_TENSORS = 4  # T x D numbers: gradients of queries, keys and values, beside the scores
+SCORE_TENSORS = 4  # float32[heads,T/4,T]: weights, their gradients, scores and theirs
+LOGITS_TENSORS = 3  # float32[T,V]: logits, probabilities, gradients
+QUERY_BLOCK_FRACTION = 1 / 4  # of T: attention computes four blocks of queries one after another
+CAUSAL_FRACTION = 5 / 8  # of the T^2 scores: each block of queries attends to its own prefix
+RESERVED_FRACTION = 0.1  # of a device's memory: the runtime, workspaces, gaps between tensors
 
-_BENCHMARK_SIDE = 2048
-_BENCHMARK_SECONDS = 1.0
+# Above it a figure is one for bfloat16 or TensorFloat-32: an H100 has 67e12 FLOP/s in float32.
+_MAX_FLOAT32_FLOPS = 100e12
+_MAX_BUSY_PERCENT = 25  # of the CPU, by other programs, while FLOP/s are measured
+_MATRIX_SIZE, _MEASURED_SECONDS = 2048, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Device:
-    """Where the run is to go.
+class Devices:
+    """The devices of a run.
 
     Attributes:
-        memory: Bytes on each device.
-        flops: Floating-point operations per second of each device, at its best.
-        utilisation: Share of `flops` that training is assumed to reach.
-        replicas: Number of devices; each holds the whole model.
+        memory: Bytes per device.
+        flops: Peak floating-point operations per second per device.
+        utilization: Fraction of `flops` that training is assumed to reach.
+        count: Number of devices.
+        sharded: Whether weights, gradients and optimizer state are divided over the devices;
+            otherwise each device holds all of them.
 
     Raises:
         InputError: A number is out of range.
@@ -57,23 +61,74 @@ class Device:
 
     memory: float
     flops: float
-    utilisation: float = 0.4
-    replicas: int = 1
+    utilization: float = 0.4
+    count: int = 1
+    sharded: bool = False
 
     def __post_init__(self):
-        if not (self.memory > 0 and self.flops > 0 and self.replicas >= 1):
+        if not (self.memory > 0 and self.flops > 0 and self.count >= 1):
             raise InputError(
-                "memory and FLOP/s are above 0, replicas 1 or more. Received: "
-                f"memory={self.memory:g}, flops={self.flops:g}, replicas={self.replicas}"
+                "memory and FLOP/s must be above 0 and the number of devices at least 1. Received: "
+                f"memory={self.memory:g}, flops={self.flops:g}, count={self.count}"
             )
-        if not 0 < self.utilisation <= 1:
-            raise InputError(f"a share lies in (0, 1]. Received: utilisation={self.utilisation}")
+        if not 0 < self.utilization <= 1:
+            raise InputError(
+                f"the utilization must be in (0, 1]. Received: utilization={self.utilization}"
+            )
 
 
+@gin.configurable
 def plan(
+    *,
+    devices: list[Devices],
+    objective: Objective,
+    build_model: Callable,
+    build_optimizer: Callable,
+    batch_size: int,
+    num_steps: int,
+    precision: str = "float32",
+    image_size: tuple[int, int] | None = None,
+    source=None,
+    workdir: str | None = None,
+) -> list[dict]:
+    """Plans a run on each of several sets of devices.
+
+    Args:
+        devices: The sets.
+        objective: See `train`, as the following ones.
+        build_model: Builds the model.
+        build_optimizer: Builds the optimizer.
+        batch_size: Global batch size in images.
+        num_steps: Number of optimizer steps.
+        precision: "float32" or "mixed_bfloat16".
+        image_size: (H, W).
+        source: Data set whose image size is used if `image_size` is None.
+        workdir: Folder for `plan.json`; None for no file.
+
+    Returns:
+        A plan per set, see `plan_run`.
+
+    Raises:
+        InputError: An argument is out of range, or the batch does not divide by the devices.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"train.precision must be one of {', '.join(PRECISIONS)}. Received: {precision=}"
+        )
+    size = image_size or source.image_size
+    model = abstract_model(lambda: build_model(image_size=size, causal=objective.causal))
+    optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=0)
+    run = {"batch_size": batch_size, "num_steps": num_steps, "precision": precision}
+    plans = [plan_run(model, optimizer, one, **run) for one in devices]
+    if workdir:
+        files.write_json(os.path.join(workdir, "plan.json"), plans)
+    return plans
+
+
+def plan_run(
     model: ImageGPT,
     optimizer: keras.optimizers.Optimizer,
-    device: Device,
+    devices: Devices,
     *,
     batch_size: int,
     num_steps: int,
@@ -82,171 +137,248 @@ def plan(
     """Plans a run.
 
     Args:
-        model: An `abstract_model` will do.
-        optimizer: Unbuilt.
-        device: Where it is to go.
+        model: A model; an `abstract_model` suffices.
+        optimizer: An optimizer that is not built.
+        devices: The devices.
         batch_size: Global batch size in images.
-        num_steps: Length of the run.
-        precision: See `train`.
+        num_steps: Number of optimizer steps.
+        precision: "float32" or "mixed_bfloat16".
 
     Returns:
-        JSON-able. Bytes and seconds; "kept" and "recomputed" tell a run that keeps its activations
-        from one that recomputes them (`build_model.remat`). `accumulation` is None where the
+        JSON-able. Sizes are bytes per device and times seconds. "without_remat" and "with_remat"
+        are the two settings of `build_model.remat`. "gradient_accumulation_steps" is None if the
         memory does not suffice for one image.
 
     Raises:
-        InputError: The batch does not divide among the devices.
+        InputError: The batch does not divide by the devices.
     """
-    if batch_size % device.replicas:
+    if batch_size % devices.count:
         raise InputError(
-            "the batch divides evenly among the devices. "
-            f"Received: {batch_size=}, replicas={device.replicas}"
+            f"the batch size must divide by the number of devices. Received: {batch_size=}, "
+            f"devices={devices.count}"
         )
-    weights = fixed_bytes(model, optimizer, precision)
-    ways = {
-        way: _way(model, weights, device, batch_size, num_steps, precision, way == "recomputed")
-        for way in ("kept", "recomputed")
-    }
     return {
-        "parameters": _count(model),
+        "parameters": count_parameters(model),
         "batch_size": batch_size,
         "num_steps": num_steps,
         "precision": precision,
-        "device": {**dataclasses.asdict(device), "reserve": RESERVE},
-        "bytes": weights,
-        **ways,
+        "devices": {**dataclasses.asdict(devices), "reserved_fraction": RESERVED_FRACTION},
+        **{
+            name: _plan_setting(model, optimizer, devices, batch_size, num_steps, precision, remat)
+            for name, remat in (("without_remat", False), ("with_remat", True))
+        },
     }
 
 
-def _way(model, weights, device, batch_size, num_steps, precision, remat) -> dict:
-    image = activation_bytes(model, precision, remat)
-    room = device.memory * (1 - RESERVE) - sum(weights.values())
-    share = batch_size // device.replicas
-    flops = batch_size * image_flops(model, remat)
-    seconds = flops / (device.flops * device.utilisation * device.replicas)
+def _plan_setting(model, optimizer, devices, batch_size, num_steps, precision, remat) -> dict:
+    state = state_bytes(model, optimizer, devices, precision, remat)
+    per_image = activation_bytes(model, precision, remat)
+    available = devices.memory * (1 - RESERVED_FRACTION) - sum(state.values())
+    images = batch_size // devices.count
+    flops = batch_size * flops_per_image(model, remat)
+    seconds = flops / (devices.flops * devices.utilization * devices.count)
+    steps = _accumulation_steps(images, per_image, available, state["gradients"])
     return {
-        "activation_bytes_an_image": image,
-        "largest_batch": max(0, int(room // image)) * device.replicas,
-        "gradient_accumulation_steps": _accumulation(share, image, room, weights["gradients"]),
-        "flops_a_step": flops,
-        "seconds_a_step": seconds,
+        "state_bytes": state,
+        "activation_bytes_per_image": per_image,
+        "largest_batch": max(0, int(available // per_image)) * devices.count,
+        "gradient_accumulation_steps": steps,
+        "bytes_received_per_step": _received_bytes(model, devices, precision, remat, steps or 1),
+        "flops_per_step": flops,
+        "seconds_per_step": seconds,
         "seconds": seconds * num_steps,
     }
 
 
-def _accumulation(share: int, image: float, room: float, gradients: int) -> int | None:
-    """The fewest parts of equal size into which a device's share of the batch must be cut."""
-    for parts in (number for number in range(1, share + 1) if share % number == 0):
-        # The sum over the parts stays beside the gradients of the part at work.
-        if image * share / parts + (gradients if parts > 1 else 0) <= room:
-            return parts
-    return None
-
-
-def fixed_bytes(model: ImageGPT, optimizer: keras.optimizers.Optimizer, precision: str) -> dict:
-    """Bytes on each device whatever the batch, by what they are for."""
-    count = _count(model)
-    matrices = sum(math.prod(weight.shape) for weight in model.weights if len(weight.shape) > 1)
-    return {
-        "weights": 4 * count,
-        "weights_in_bfloat16": 2 * matrices if precision == "mixed_bfloat16" else 0,
-        "gradients": 4 * count,
-        "optimizer_state": 4 * count * _states_a_weight(optimizer),
-    }
-
-
-def activation_bytes(model: ImageGPT, precision: str, remat: bool) -> float:
-    """Bytes an image at the height of a step."""
-    size = 2 if precision == "mixed_bfloat16" else 4
-    position = model.sequence_length * model.hidden_dim * size
-    squares = 4 * model.num_heads * model.sequence_length**2 * QUERY_SHARE
-    logits = 4 * model.sequence_length * model.vocabulary_size
-    block = position * sum(KEPT.values())
-    kept = block * model.num_layers
-    if remat:
-        kept = position * sum(RECOMPUTED.values()) * model.num_layers + block
-    heads = position * WORKING_HEADS + squares * WORKING_SQUARES
-    return kept + max(position * WORKING_MLP, heads, logits * WORKING_LOGITS)
-
-
-def image_flops(model: ImageGPT, remat: bool) -> float:
-    """Floating-point operations of one image's forward and backward pass.
-
-    A multiplication and an addition are two; the backward pass takes twice the forward pass,
-    recomputation the blocks' forward pass once more. Only matrix products count, and not those
-    that a block repeats to save memory in any run: they are part of what utilisation loses.
-    """
-    length, dim = model.sequence_length, model.hidden_dim
-    matrices = 2 * length * 12 * dim**2
-    attention = 2 * 2 * dim * _visible_pairs(model)
-    blocks = model.num_layers * (matrices + attention)
-    logits = 2 * length * dim * model.vocabulary_size
-    return 3 * (blocks + logits) + (blocks if remat else 0)
-
-
-def measured_flops(precision: str = "float32") -> float:
-    """Floating-point operations per second of this machine in matrix products; takes a second."""
-    import tensorflow as tf
-
-    dtype = "bfloat16" if precision == "mixed_bfloat16" else "float32"
-    x = tf.ones((_BENCHMARK_SIDE, _BENCHMARK_SIDE), dtype)
-    tf.reduce_sum(x @ x).numpy()  # the first one sets up
-    products, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < _BENCHMARK_SECONDS:
-        tf.reduce_sum(x @ x).numpy()
-        products += 1
-    return products * 2 * _BENCHMARK_SIDE**3 / elapsed
-
-
-def _visible_pairs(model: ImageGPT) -> float:
-    """Pairs of query and key that attention computes, of T^2."""
-    return model.sequence_length**2 * (CAUSAL_SHARE if model.causal else 1)
-
-
-def _count(model: ImageGPT) -> int:
+def count_parameters(model: ImageGPT) -> int:
+    """Number of weights."""
     return sum(math.prod(weight.shape) for weight in model.weights)
 
 
-def _states_a_weight(optimizer: keras.optimizers.Optimizer) -> int:
-    """How many numbers the optimizer keeps for each weight, seen on a weight of four."""
+def state_bytes(
+    model: ImageGPT,
+    optimizer: keras.optimizers.Optimizer,
+    devices: Devices,
+    precision: str,
+    remat: bool,
+) -> dict[str, int]:
+    """Bytes per device that do not depend on the batch, by what they hold.
+
+    A sharded weight is divided along its first axis that divides by the devices; a weight without
+    such an axis stays whole on each. A block gathers its weights in the compute dtype when it runs;
+    without remat the backward pass needs the gathered weights of all blocks.
+    """
+    shards = devices.count if devices.sharded else 1
+    held = sum(_shard_size(weight.shape, shards) for weight in model.weights)
+    state = {
+        "weights": 4 * held,
+        "gradients": 4 * held,
+        "optimizer_state": 4 * held * _numbers_per_weight(optimizer),
+    }
+    if devices.sharded:
+        size = 2 if precision == "mixed_bfloat16" else 4
+        block = sum(math.prod(weight.shape) for weight in model.blocks[0].weights)
+        gathered = block if remat else count_parameters(model)
+        state["gathered_weights"] = size * gathered
+        state["gathered_gradients"] = size * block  # of one block, before they are divided
+    elif precision == "mixed_bfloat16":
+        matrices = [weight.shape for weight in model.weights if len(weight.shape) > 1]
+        state["bfloat16_weights"] = 2 * sum(map(math.prod, matrices))
+    return state
+
+
+def _shard_size(shape: tuple[int, ...], shards: int) -> int:
+    """Numbers per device of a weight."""
+    divisible = any(size % shards == 0 for size in shape)
+    return math.prod(shape) // (shards if divisible else 1)
+
+
+def _numbers_per_weight(optimizer: keras.optimizers.Optimizer) -> int:
+    """How many numbers the optimizer keeps per weight, counted on a small one."""
     weight = keras.Variable([[0.0] * 4])
     optimizer.build([weight])
     return sum(variable.shape == weight.shape for variable in optimizer.variables)
 
 
-def summary(result: dict, *, flops_are_measured: bool) -> str:
-    """A plan for the terminal."""
-    device, sizes = result["device"], result["bytes"]
-    ways = [result["kept"], result["recomputed"]]
-    batch_size, num_steps = result["batch_size"], result["num_steps"]
-    rows = [[name.replace("_", " "), *[_gb(size)] * 2] for name, size in sizes.items() if size]
-    rows += [
-        ["activations, an image", *(_gb(way["activation_bytes_an_image"]) for way in ways)],
-        ["largest batch that fits", *(f"{way['largest_batch']:,}" for way in ways)],
-        [
-            f"accumulation for a batch of {batch_size:,}",
-            *(way["gradient_accumulation_steps"] or "does not fit" for way in ways),
-        ],
-        ["FLOPs a step", *(f"{way['flops_a_step']:.3g}" for way in ways)],
-        ["a step", *(_duration(way["seconds_a_step"]) for way in ways)],
-        [f"{num_steps:,} steps", *(_duration(way["seconds"]) for way in ways)],
+def activation_bytes(model: ImageGPT, precision: str, remat: bool) -> float:
+    """Bytes per image at the peak of a step."""
+    size = 2 if precision == "mixed_bfloat16" else 4
+    position = model.sequence_length * model.hidden_dim * size
+    scores = 4 * model.num_heads * model.sequence_length**2 * QUERY_BLOCK_FRACTION
+    logits = 4 * model.sequence_length * model.vocabulary_size
+    kept = position * KEPT_PER_BLOCK * model.num_layers
+    if remat:  # the inputs of all blocks, and all tensors of the one that is computed again
+        kept = position * (KEPT_PER_BLOCK_WITH_REMAT * model.num_layers + KEPT_PER_BLOCK)
+    heads = position * HEAD_TENSORS + scores * SCORE_TENSORS
+    return kept + max(position * MLP_TENSORS, heads, logits * LOGITS_TENSORS)
+
+
+def _accumulation_steps(images: int, per_image: float, available: float, gradients: int):
+    """The least number of equal microbatches of a device's images that fit; None if none fit."""
+    for steps in (number for number in range(1, images + 1) if images % number == 0):
+        # The sum of the gradients is held beside those of the current microbatch.
+        if per_image * images / steps + (gradients if steps > 1 else 0) <= available:
+            return steps
+    return None
+
+
+def _received_bytes(model, devices: Devices, precision: str, remat: bool, steps: int) -> int:
+    """Bytes that a device receives per step when sharded: weights are gathered, gradients divided.
+
+    Each microbatch gathers the weights for its forward pass, with remat again for its backward
+    pass, and sums its gradients over the devices.
+    """
+    if not devices.sharded:
+        return 0
+    size = 2 if precision == "mixed_bfloat16" else 4
+    exchanges = steps * (3 if remat else 2)
+    return exchanges * size * count_parameters(model) * (devices.count - 1) // devices.count
+
+
+def flops_per_image(model: ImageGPT, remat: bool) -> float:
+    """Floating-point operations of the forward and backward pass of an image.
+
+    A multiplication and an addition count as two, the backward pass as two forward passes, remat
+    as one more forward pass of the blocks. Matrix products count, without those that a block always
+    computes twice to save memory: these are part of what the utilization leaves out.
+    """
+    length, dim = model.sequence_length, model.hidden_dim
+    matrices = 2 * length * 12 * dim**2
+    pairs = length**2 * (CAUSAL_FRACTION if model.causal else 1)  # of a query and a key
+    blocks = model.num_layers * (matrices + 4 * dim * pairs)
+    logits = 2 * length * dim * model.vocabulary_size
+    return 3 * (blocks + logits) + (blocks if remat else 0)
+
+
+def measure_flops(precision: str = "float32") -> tuple[float, list[str]]:
+    """Measures this machine in matrix products for a second.
+
+    Returns:
+        (floating-point operations per second, warnings).
+    """
+    import tensorflow as tf
+
+    busy = psutil.cpu_percent(interval=0.3)
+    dtype = "bfloat16" if precision == "mixed_bfloat16" else "float32"
+    x = tf.ones((_MATRIX_SIZE, _MATRIX_SIZE), dtype)
+    tf.reduce_sum(x @ x).numpy()  # the first product allocates
+    products, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _MEASURED_SECONDS:
+        tf.reduce_sum(x @ x).numpy()
+        products += 1
+    warnings = []
+    if busy > _MAX_BUSY_PERCENT:
+        warnings.append(
+            f"other programs use {busy:.0f} % of this machine's processor: the measured FLOP/s are "
+            "too low; pass --flops or try again later"
+        )
+    return products * 2 * _MATRIX_SIZE**3 / elapsed, warnings
+
+
+def precision_warnings(flops: float, precision: str) -> list[str]:
+    """A warning if `flops` is a figure for another precision than the run's."""
+    if precision != "float32" or flops <= _MAX_FLOAT32_FLOPS:
+        return []
+    return [
+        f"the run computes in float32 and {flops:.3g} FLOP/s is a figure for bfloat16 or "
+        "TensorFloat-32, so the time is too short. An A100 reaches 312e12 in bfloat16, 156e12 in "
+        "TensorFloat-32, which TensorFlow uses for float32 products on it, and 19.5e12 in float32; "
+        "train.precision = 'mixed_bfloat16' computes in bfloat16"
     ]
+
+
+def bound_image_size() -> tuple[int, int] | None:
+    """(H, W) if a binding states it; None if only the data set itself knows it.
+
+    Raises:
+        InputError: No data set is bound.
+    """
+    source = config.bound("train.source")
+    if source is None:
+        raise InputError(
+            "no data set is bound; pass a run file, e.g. --gin_file=gin/runs/digits_tiny_ar.gin"
+        )
+    if source.selector.endswith("mixture"):
+        source = config.bound("mixture.sources")[0]
+    size = config.bound(f"{source.selector}.image_size")
+    return (size, size) if isinstance(size, int) else size
+
+
+def format_plan(plan: dict) -> str:
+    """A plan as text for the terminal."""
+    devices = plan["devices"]
+    settings = [plan["without_remat"], plan["with_remat"]]
+    rows = [
+        [name.replace("_", " "), *(_size(one["state_bytes"][name]) for one in settings)]
+        for name in settings[0]["state_bytes"]
+    ]
+    rows += [
+        ["activations per image", *(_size(x["activation_bytes_per_image"]) for x in settings)],
+        ["largest batch that fits", *(f"{x['largest_batch']:,}" for x in settings)],
+        [
+            f"accumulation steps for batch size {plan['batch_size']:,}",
+            *(x["gradient_accumulation_steps"] or "does not fit" for x in settings),
+        ],
+    ]
+    if devices["sharded"]:
+        received = [_size(x["bytes_received_per_step"]) for x in settings]
+        rows.append(["received per device and step", *received])
+    rows += [
+        ["FLOPs per step", *(f"{x['flops_per_step']:.3g}" for x in settings)],
+        ["time per step", *(formatting.duration(x["seconds_per_step"]) for x in settings)],
+        [f"{plan['num_steps']:,} steps", *(formatting.duration(x["seconds"]) for x in settings)],
+    ]
+    count, memory = devices["count"], devices["memory"] / 1e9
+    held = "divided over the devices" if devices["sharded"] else "whole on each device"
     return (
-        f"{result['parameters']:,} parameters, {result['precision']}\n"
-        + formatting.table(["", "activations kept", "recomputed"], rows)
-        + f"\nassumed: {device['replicas']} x {device['memory'] / 1e9:g} GB of which "
-        f"{formatting.percent(RESERVE)} are left to the runtime; "
-        f"{'measured' if flops_are_measured else 'given'} {device['flops']:.3g} FLOP/s each, "
-        f"{formatting.percent(device['utilisation'])} of it reached"
+        f"{plan['parameters']:,} parameters, {plan['precision']}, on {count} x {memory:g} GB, "
+        f"weights {held}\n"
+        + formatting.table(["per device", "without remat", "with remat"], rows)
+        + f"\nAssumed: {formatting.percent(RESERVED_FRACTION)} of the memory is reserved for the "
+        f"runtime; training reaches {formatting.percent(devices['utilization'])} of "
+        f"{devices['flops']:.3g} FLOP/s per device."
     )
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.3f} GB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.3g} s"
+def _size(size: float) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"

@@ -1,4 +1,4 @@
-"""Claims about the planner: a run file is enough, its data need not be there."""
+"""Tests of tools.plan: a run file suffices, its data need not exist."""
 
 import json
 import subprocess
@@ -6,43 +6,85 @@ import sys
 
 import pytest
 
+from igpt_tf.formatting import duration
+
 
 def _run(*arguments):
     command = [sys.executable, "-m", "tools.plan", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "name, parameters", [("imagenet32_l_ar", 1_362_250_752), ("web64_xl_ar", 6_810_875_904)]
-)
-def test_the_papers_runs_are_planned_without_their_data(tmp_path, name, parameters):
+def test_the_papers_largest_run_is_planned_on_shards_without_its_data(tmp_path):
     ended = _run(
-        f"--gin_file=gin/runs/{name}.gin",
-        "--memory_gb=80",
+        "--gin_file=gin/runs/web64_xl_ar.gin",
+        "--memory_gb=80,40,16",
+        "--shards=8,16,64",
         "--flops=312e12",
         f"--workdir={tmp_path}",
     )
     assert ended.returncode == 0, ended.stderr
-    assert f"{parameters:,} parameters" in ended.stdout and "40.0 % of it" in ended.stdout
-    assert json.loads((tmp_path / "plan.json").read_text())["parameters"] == parameters
+    for text in (
+        "6,810,875,904 parameters",
+        "8 x 80 GB",
+        "64 x 16 GB",
+        "gathered weights",
+        "376 days",  # at 40 % of 8 x 312e12, with remat
+        "Warning: the run computes in float32",
+    ):
+        assert text in ended.stdout, text
+    plans = json.loads((tmp_path / "plan.json").read_text())
+    assert [plan["devices"]["count"] for plan in plans] == [8, 16, 64]
 
 
-def test_the_speed_of_this_machine_is_measured_if_none_is_given():
+def test_this_machine_is_measured_without_flops():
     ended = _run("--gin_file=gin/runs/digits_tiny_ar.gin", "--memory_gb=1", "--replicas=2")
     assert ended.returncode == 0, ended.stderr
-    assert "measured" in ended.stdout and "2 x 1 GB" in ended.stdout
+    assert "203,520 parameters, float32, on 2 x 1 GB" in ended.stdout
 
 
-def test_a_size_that_nothing_tells_is_asked_for(tmp_path):
+def test_an_image_size_that_only_absent_data_know_is_asked_for(tmp_path):
     run = tmp_path / "own.gin"
     run.write_text(
         'include "gin/runs/digits_tiny_ar.gin"\n'
         f"train.source = @tfrecords()\ntfrecords.directory = '{tmp_path}'\n"
     )
-    refused = _run(f"--gin_file={run}", "--memory_gb=1", "--flops=1e12")
-    assert refused.returncode == 2 and "give --image_size" in refused.stderr
-    assert refused.stderr.count("error: ") == 1 and "Traceback" not in refused.stderr
-    told = _run(f"--gin_file={run}", "--memory_gb=1", "--flops=1e12", "--image_size=8")
-    assert told.returncode == 0 and "203,520 parameters" in told.stdout
-    missing = _run("--gin_file=gin/models/s.gin", "--memory_gb=1")
-    assert missing.returncode == 2 and "run file" in missing.stderr
+    rejected = _run(f"--gin_file={run}", "--memory_gb=1", "--flops=1e12")
+    assert rejected.returncode == 2 and "pass --image_size" in rejected.stderr
+    assert rejected.stderr.count("error: ") == 1 and "Traceback" not in rejected.stderr
+    given = _run(f"--gin_file={run}", "--memory_gb=1", "--flops=1e12", "--image_size=8")
+    assert given.returncode == 0 and "203,520 parameters" in given.stdout
+
+
+@pytest.mark.parametrize(
+    "gin_file, flags, message",
+    [
+        ("gin/models/s.gin", ["--memory_gb=1"], "pass a run file"),
+        (
+            "gin/runs/digits_tiny_ar.gin",
+            ["--memory_gb=80,40", "--shards=8"],
+            "one number per --memory_gb",
+        ),
+        ("gin/runs/digits_tiny_ar.gin", ["--memory_gb=80", "--shards=eight"], "takes numbers"),
+    ],
+)
+def test_wrong_flags_are_rejected_in_one_line(gin_file, flags, message):
+    ended = _run(f"--gin_file={gin_file}", *flags)
+    assert ended.returncode == 2 and message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.0004, "0.4 ms"),
+        (0.0642, "64 ms"),
+        (1.26, "1.3 s"),
+        (12.4, "12 s"),
+        (300, "5.0 min"),
+        (270_000, "3.1 days"),
+        (32_400_000, "375 days"),
+        (94_608_000, "3.0 years"),
+    ],
+)
+def test_durations_are_written_for_people(seconds, text):
+    assert duration(seconds) == text
