@@ -1,1 +1,1 @@
-"""The speed of this house beside others': rivals take turns, each in a process of its own."""
+"""Speed and memory of this package beside other implementations of the same network."""

@@ -1,35 +1,35 @@
-"""The published graph's forward pass, and its sampling loop, which has no cache."""
+"""OpenAI's published graph: its forward pass, and its sampling loop, which has no cache."""
 
 import tensorflow as tf
 
-from igpt_tf.benchmark import ours
-from igpt_tf.benchmark.worker import Order
+from igpt_tf.benchmark.igpt_tensorflow import build, device_peak_bytes
+from igpt_tf.benchmark.worker import Job
+from igpt_tf.benchmark.workloads import random_tokens
 from igpt_tf.model import ImageGPT
 
 __all__ = ["device_peak_bytes", "logits", "sample"]
 
-device_peak_bytes = ours.device_peak_bytes
-_PLACES = 4  # of the T forward passes of the loop; all cost the same
+_NUM_PASSES = 4  # of the T forward passes of the loop; all cost the same
 
 
-def sample(order: Order):
-    """Painting images: for every pixel, the logits of the whole image."""
-    model, tokens = ours.build(order), tf.constant(ours.tokens_of(order))
+def sample(job: Job):
+    """Sampling of images: for every pixel, the logits of the whole image."""
+    model, tokens = build(job), tf.constant(random_tokens(job.shape))
     forward = tf.function(lambda tokens: logits(model, tokens))
 
-    def turn():
-        for _ in range(_PLACES):
+    def run():
+        for _ in range(_NUM_PASSES):
             tf.random.categorical(forward(tokens)[:, -1], 1).numpy()
 
-    turn.times = order.shape.length / _PLACES
-    return turn
+    run.scale = job.shape.sequence_length / _NUM_PASSES
+    return run
 
 
 def logits(model: ImageGPT, tokens) -> tf.Tensor:
-    """Those of our model, with the operations of the published graph.
+    """Logits of an `ImageGPT`, computed with the operations of the published graph.
 
-    A matrix each for queries, keys and values, heads apart; the whole attention square, masked
-    afterwards; softmax, norm and quick GELU an operation at a time.
+    Queries, keys and values have a matrix each, with separate heads; all T^2 scores are computed
+    and then masked; softmax, norm and quick GELU are sequences of elementary operations.
 
     Args:
         model: A causal `ImageGPT`.
