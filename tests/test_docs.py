@@ -1,0 +1,63 @@
+"""The commands of README.md and docs/, and the code of the notebooks, run as they are printed.
+
+A fenced block ```bash is run in a copy of the repository, after the blocks above it, unless the
+line before it is a comment such as `<!-- not run: needs ImageNet -->`.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(?P<comment><!-- not run: .+? -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
+
+pytestmark = pytest.mark.docs
+
+
+def commands(path):
+    """The bash blocks of a document that are to be run."""
+    found = BLOCK.finditer(path.read_text(encoding="utf-8"))
+    return [match["code"] for match in found if not match["comment"]]
+
+
+DOCUMENTS = [path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if commands(path)]
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the repository with its own environment."""
+
+    def ignored(folder, names):
+        at_root = {".git", ".venv", "runs", "data"} if folder == str(ROOT) else set()
+        return set(names) & ({"__pycache__"} | at_root)
+
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
+    os.symlink(ROOT / ".venv", tmp_path / "copy" / ".venv")
+    return tmp_path / "copy"
+
+
+def run(copy, *command):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, f"{command[-1]}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_of_a_document_run(path, copy):
+    for code in commands(path):
+        run(copy, "bash", "-euo", "pipefail", "-c", code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_the_code_of_a_notebook_runs(path, copy):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    plain = re.sub(r"^\s*[!%].*$", "pass", code, flags=re.MULTILINE)  # shell and magic lines
+    run(copy, sys.executable, "-c", "import matplotlib; matplotlib.use('Agg')\n" + plain)
