@@ -31,7 +31,7 @@ flags.DEFINE_float("temperature", 1.0, "Divisor of the logits; below 1 favours l
 flags.DEFINE_integer("top_k", 0, "Number of most likely colours to choose from; 0 for all.")
 flags.DEFINE_float("top_p", 1.0, "Probability of the most likely colours to choose from.")
 flags.DEFINE_string("num_given", "0.5", "complete: share of the image, or number of rows, kept.")
-flags.DEFINE_string("known", None, "inpaint: an image file, white where pixels are kept.")
+flags.DEFINE_string("known", None, "inpaint: an image file; bright pixels are kept.")
 flags.DEFINE_integer("num_rounds", 8, "inpaint: number of forward passes.")
 
 _ARGUMENTS = {

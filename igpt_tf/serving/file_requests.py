@@ -133,12 +133,17 @@ def inpaint(
         client: The client, of a masked model.
         workdir: Where the files go.
         images: Image files and folders of them.
-        known: An image file, white where pixels are kept and black where they are generated. It is
-            resized and cropped as the images are.
+        known: An image file, bright where pixels are kept and dark where they are generated. It
+            is resized and cropped as the images are.
         num_rounds: Number of forward passes.
         params: Sampling parameters, as in `complete`.
     """
     mask = _decode(known, client.image_size).mean(axis=-1) >= 128
+    if mask.all():
+        raise InputError(
+            "the mask hides nothing: bright pixels are kept, dark pixels are generated. "
+            f"Received: known={known}"
+        )
     request = _DecodedFiles(client, images)
     masks = np.repeat(mask[None], len(request.images), axis=0)
     answer = request.keep(client.inpaint(request.images, masks, params, num_rounds))

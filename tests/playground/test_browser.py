@@ -1,16 +1,18 @@
-"""The page in a real browser: an image goes in, a click completes it, what was given stays."""
+"""The page in Chromium, over the real server."""
 
 import base64
+import contextlib
+import http.server
 import io
 import shutil
+import socket
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
-from werkzeug.serving import make_server
 
-from igpt_tf.playground.app import create_app
+from igpt_tf.playground.app import create_app, create_server
 from igpt_tf.playground.backends import LocalModel
 from tests.serving import exported
 
@@ -43,24 +45,54 @@ pytestmark = [
 ]
 
 
-def _served(backend):
-    server = make_server("127.0.0.1", 0, create_app(backend, ["127.0.0.1"]), threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+class _GreyModel:
+    """A model whose palette has greys only; it neither generates nor scores."""
+
+    location, metadata, image_size = "a grey model", {}, (HEIGHT, WIDTH)
+    signature_names = ["decode", "encode"]
+
+    def call(self, name, **inputs):
+        if name == "encode":
+            return {"tokens": inputs["images"].mean(axis=-1).reshape(1, -1).astype("int32")}
+        greys = inputs["tokens"].reshape(1, HEIGHT, WIDTH, 1).astype("uint8")
+        return {"images": greys.repeat(3, axis=-1)}
+
+
+@contextlib.contextmanager
+def _serve(backend):
+    """Yields the address of the backend's page."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = create_server(create_app(backend), listener)
+
+        def serve():
+            with contextlib.suppress(OSError):  # closed below
+                server.run()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.close()
+        thread.join(60)
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
+    """Name of a model -> address of its page."""
     folder = tmp_path_factory.mktemp("models")
+    images = np.random.default_rng(8).integers(0, 256, (10, HEIGHT, WIDTH, 3)).astype("uint8")
+    np.savez(folder / "data.npz", images=images, labels=np.arange(10) % 2)
+    with_data = LocalModel(exported.write(folder / "causal"))
+    arguments = {"path": str(folder / "data.npz"), "heldout": 0.3}
+    with_data.metadata["data"] = {"name": "npz", "arguments": arguments}
     backends = {
-        "causal": LocalModel(exported.write(folder / "causal")),
+        "causal": LocalModel(str(folder / "causal")),
+        "with data": with_data,
         "masked": LocalModel(exported.write(folder / "masked", causal=False)),
         "classifier": LocalModel(exported.write_classifier(folder / "classifier")),
+        "grey": _GreyModel(),
     }
-    running = {name: _served(backend) for name, backend in backends.items()}
-    yield {name: f"http://127.0.0.1:{server.port}/" for name, server in running.items()}
-    for server in running.values():
-        server.shutdown()
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(_serve(model)) for name, model in backends.items()}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +115,7 @@ def _wait(browser, condition):
 
 def _open(browser, url):
     browser.get(url)
-    _wait(browser, lambda: browser.execute_script("return document.body.dataset.ready"))
+    _wait(browser, lambda: browser.execute_script("return document.body.dataset.started"))
 
 
 def _find(browser, name):
@@ -139,7 +171,7 @@ def test_a_click_completes_an_uploaded_image_and_keeps_the_given_pixels(browser,
     assert serious == []
 
 
-# Notes when each row of a picture is drawn.
+# Records when each row of a picture is drawn.
 _WATCH = """
     window.drawn = [];
     const draw = CanvasRenderingContext2D.prototype.drawImage;
@@ -149,7 +181,7 @@ _WATCH = """
     };"""
 
 
-def test_a_picture_is_painted_row_by_row_after_what_is_given(browser, servers):
+def test_a_completion_is_replayed_row_by_row_after_the_given_rows(browser, servers):
     _open(browser, servers["causal"])
     browser.execute_script(_WATCH)
     _set(browser, "given", 1)
@@ -173,7 +205,7 @@ def test_the_surprise_map_is_drawn(browser, servers):
     assert f"Row {HEIGHT // 2 + 1}, column {WIDTH // 2 + 1}: " in _find(browser, "pixel-text").text
 
 
-def test_the_surprise_of_an_image_that_has_changed_since_is_dimmed(browser, servers):
+def test_the_surprise_of_an_image_that_has_changed_is_dimmed(browser, servers):
     _open(browser, servers["causal"])
     surprise = _find(browser, "surprise")
     _find(browser, "score").click()
@@ -185,7 +217,7 @@ def test_the_surprise_of_an_image_that_has_changed_since_is_dimmed(browser, serv
     _wait(browser, lambda: "stale" not in surprise.get_attribute("class"))
 
 
-def test_the_keyboard_paints_a_pixel_and_presses_the_button(browser, servers):
+def test_the_keyboard_draws_a_pixel_and_presses_the_button(browser, servers):
     from selenium.webdriver.common.keys import Keys
 
     _open(browser, servers["causal"])
@@ -197,7 +229,7 @@ def test_the_keyboard_paints_a_pixel_and_presses_the_button(browser, servers):
     _wait(browser, lambda: _find(browser, "status").text.endswith(" s."))
 
 
-def test_a_mistake_is_shown_in_one_line(browser, servers, tmp_path):
+def test_errors_are_shown_in_one_line_and_name_the_control_or_the_file(browser, servers, tmp_path):
     _open(browser, servers["causal"])
     _set(browser, "completions", 99)
     _find(browser, "complete").click()
@@ -206,11 +238,11 @@ def test_a_mistake_is_shown_in_one_line(browser, servers, tmp_path):
     assert [one.get_attribute("id") for one in wrong] == ["completions"]
     (tmp_path / "not.png").write_text("an image?")
     _find(browser, "file").send_keys(str(tmp_path / "not.png"))
-    _wait(browser, lambda: "PNG or JPEG" in _find(browser, "error").text)
+    _wait(browser, lambda: "not.png" in _find(browser, "error").text)
     assert not browser.find_elements("css selector", "[aria-invalid=true]")
 
 
-def test_a_program_that_has_ended_is_missed_in_one_line(browser, servers):
+def test_a_program_that_has_ended_is_named_in_one_line(browser, servers):
     _open(browser, servers["causal"])
     browser.execute_script("window.fetch = () => Promise.reject(new TypeError('refused'))")
     _find(browser, "complete").click()
@@ -218,7 +250,7 @@ def test_a_program_that_has_ended_is_missed_in_one_line(browser, servers):
     assert _find(browser, "complete").is_enabled()
 
 
-def test_a_file_dropped_on_the_easel_is_shown(browser, servers):
+def test_a_file_dropped_on_the_image_is_shown(browser, servers):
     _open(browser, servers["causal"])
     image = np.random.default_rng(9).integers(0, 256, (HEIGHT, WIDTH, 3)).astype("uint8")
     content = io.BytesIO()
@@ -227,14 +259,14 @@ def test_a_file_dropped_on_the_easel_is_shown(browser, servers):
         """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
         const dataTransfer = new DataTransfer();
         dataTransfer.items.add(new File([bytes], "dropped.png"));
-        easel.canvas.dispatchEvent(new DragEvent("drop", { dataTransfer }));""",
+        editor.canvas.dispatchEvent(new DragEvent("drop", { dataTransfer }));""",
         base64.b64encode(content.getvalue()).decode(),
     )
     _wait(browser, lambda: "dropped.png" in _find(browser, "status").text)
     assert np.any(_canvas(browser, "#canvas"))
 
 
-def test_a_masked_model_fills_in_what_the_brush_hides(browser, servers, tmp_path):
+def test_a_masked_model_fills_in_pixels_hidden_with_the_brush(browser, servers, tmp_path):
     _open(browser, servers["masked"])
     _upload(browser, tmp_path)
     _set(browser, "given", HEIGHT)
@@ -242,7 +274,7 @@ def test_a_masked_model_fills_in_what_the_brush_hides(browser, servers, tmp_path
     canvas = _find(browser, "canvas")
     webdriver.ActionChains(browser).move_to_element(canvas).click().perform()
     original = _canvas(browser, "#canvas")
-    hidden = browser.execute_script("return easel.hidden")
+    hidden = browser.execute_script("return editor.hidden")
     assert sum(hidden) == 1
     kept = ~np.reshape(np.array(hidden, bool), (HEIGHT, WIDTH))
     for picture in _complete(browser):
@@ -256,13 +288,141 @@ def test_a_fine_tuned_model_shows_its_classes(browser, servers):
     assert len(browser.find_elements("css selector", "#classes tr")) == 3
 
 
-@pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_sticks_out_of_a_narrow_or_a_wide_window(browser, servers, width):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
+def test_the_page_starts_with_a_held_out_image_and_one_completion(browser, servers):
+    _open(browser, servers["with data"])
+    assert _find(browser, "status").text.startswith("Held-out image 1 of 3, class ")
+    first = _canvas(browser, "#canvas")
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 1
+    assert len(browser.find_elements("css selector", "#pictures canvas")) == 1
+    completion = _canvas(browser, "#pictures canvas")
+    np.testing.assert_array_equal(completion[: HEIGHT // 2], first[: HEIGHT // 2])
+    shown = [first]
+    for number in (2, 3, 1):
+        _find(browser, "next").click()
+        expected = f"Held-out image {number} of 3"
+        _wait(browser, lambda text=expected: text in _find(browser, "status").text)
+        shown.append(_canvas(browser, "#canvas"))
+    np.testing.assert_array_equal(shown[3], first)
+    assert np.any(shown[1] != first) and np.any(shown[2] != first)
+    _find(browser, "clear").click()
+    _find(browser, "try").click()
+    _wait(browser, lambda: np.array_equal(_canvas(browser, "#canvas"), first))
+
+
+def test_without_its_data_set_the_page_starts_empty_and_works(browser, servers):
+    _open(browser, servers["causal"])
+    assert not _find(browser, "heldout").is_displayed()
+    assert not _canvas(browser, "#canvas").any()
+    assert len(_complete(browser)) == 6
+
+
+def test_one_completion_and_all_can_be_downloaded(browser, servers, tmp_path):
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    _open(browser, servers["causal"])
+    _set(browser, "completions", 3)
+    _set(browser, "seed", 5)
+    pictures = _complete(browser)
+    browser.find_element("css selector", "[aria-label='Save the completion with seed 6']").click()
+    _find(browser, "save-all").click()
+    one, every = tmp_path / "igpt_seed_6.png", tmp_path / "igpt_seeds_5_to_7.png"
+    _wait(browser, lambda: one.exists() and every.exists())
+    scale = round(256 / WIDTH)
+    saved = np.asarray(Image.open(one).convert("RGB"))
+    np.testing.assert_array_equal(saved, pictures[1].repeat(scale, 0).repeat(scale, 1))
+    sheet = np.asarray(Image.open(every).convert("RGB"))
+    assert sheet.shape[:2] == (2 * (HEIGHT * scale + 8) + 8, 2 * (WIDTH * scale + 8) + 8)
+    np.testing.assert_array_equal(sheet[8 : 8 + HEIGHT * scale, 16 + WIDTH * scale : -8], saved)
+
+
+def test_a_grey_palette_has_a_brightness_instead_of_a_colour(browser, servers):
+    _open(browser, servers["grey"])
+    assert not _find(browser, "colour").is_displayed() and _find(browser, "grey").is_displayed()
+    assert _find(browser, "hint").text == "This model does not generate images."
+    _set(browser, "grey", 100)
+    webdriver.ActionChains(browser).move_to_element(_find(browser, "canvas")).click().perform()
+    drawn = _canvas(browser, "#canvas")
+    assert drawn.max() == 100 and np.all(drawn == drawn[..., :1])
+    _open(browser, servers["causal"])
+    assert _find(browser, "colour").is_displayed() and not _find(browser, "grey").is_displayed()
+
+
+def test_a_masked_model_is_described_as_one(browser, servers):
     _open(browser, servers["masked"])
-    script = "return document.documentElement.scrollWidth"
-    assert browser.execute_script(script) <= width
+    assert "masked (BERT) model" in _find(browser, "about").text
+    assert "most certain ones first" in _find(browser, "hint").text
+    _complete(browser)
+    _find(browser, "score").click()
+    _wait(browser, lambda: "pseudo-likelihood" in _find(browser, "surprise-text").text)
+    _open(browser, servers["causal"])
+    assert "autoregressive model" in _find(browser, "about").text
+    assert "raster order" in _find(browser, "hint").text
+
+
+def test_another_site_cannot_use_the_model(browser, tmp_path):
+    """A page of another port sends what a browser allows without asking."""
+    model = _GreyModel()
+    calls = []
+    model.call = lambda name, **inputs: calls.append(name) or _GreyModel.call(model, name, **inputs)
+    (tmp_path / "index.html").write_text("<!doctype html><title>other</title>")
+    handler = type("Handler", (http.server.SimpleHTTPRequestHandler,), {"log_message": print})
+    site = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *all: handler(*all, directory=str(tmp_path))
+    )
+    threading.Thread(target=site.serve_forever, args=(0.05,)).start()
+    try:
+        with _serve(model) as url:
+            _open(browser, url)
+            before = len(calls)
+            browser.get(f"http://127.0.0.1:{site.server_port}/")
+            sent = browser.execute_async_script(
+                """const [url, done] = arguments;
+                fetch(url + "shrink", { method: "POST", mode: "no-cors", body: "x" })
+                  .then((response) => done(response.type), (error) => done(String(error)));""",
+                url,
+            )
+            assert sent in ("opaque", "TypeError: Failed to fetch") and len(calls) == before
+    finally:
+        site.shutdown()
+        site.server_close()
+
+
+@contextlib.contextmanager
+def _window(browser, width, height):
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    yield
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize(
+    ("model", "width"),
+    [("masked", 360), ("with data", 390), ("with data", 800), ("classifier", 1280)],
+)
+def test_controls_fit_the_window_and_are_44_pixels_high_and_wide(browser, servers, width, model):
+    with _window(browser, width, 844):
+        _open(browser, servers[model])
+        _complete(browser)
+        script = "return document.documentElement.scrollWidth"
+        assert browser.execute_script(script) <= width
+        script = """
+            return [...document.querySelectorAll("button, label:has(input), input")]
+              .filter((e) => e.offsetParent && e.type !== "radio" && e.type !== "file")
+              .map((e) => [e.id || e.textContent.trim(), e.getBoundingClientRect()])
+              .filter(([name, box]) => box.height < 44 || box.width < 44)
+              .map(([name, box]) => `${name}: ${box.width}x${box.height}`);"""
+        assert browser.execute_script(script) == []
+
+
+def test_results_are_beside_the_controls_and_above_the_fold_on_a_laptop(browser, servers):
+    with _window(browser, 1280, 800):
+        _open(browser, servers["with data"])
+        _complete(browser)
+        _find(browser, "score").click()
+        _wait(browser, lambda: _find(browser, "map").is_displayed())
+        _wait(browser, lambda: "Scored" in _find(browser, "status").text)
+        boxes = {name: _find(browser, name).rect for name in ("complete", "pictures", "map")}
+        assert browser.execute_script("return window.scrollY") == 0
+    assert boxes["pictures"]["x"] > boxes["complete"]["x"] + boxes["complete"]["width"]
+    for box in boxes.values():
+        assert box["y"] + box["height"] <= 800
