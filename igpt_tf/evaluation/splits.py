@@ -1,6 +1,7 @@
 """The labelled images that a tool measures on, checked before it starts."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -50,6 +51,9 @@ class Splits:
 def resolve_source(model: SavedModel, source: Source | None, tool: str) -> Source:
     """Returns `source`, or the data set the model was trained on, checked against the model.
 
+    Prints a warning if that data set has changed since: the held-out images are then other ones,
+    and the model may have been trained on them.
+
     Args:
         model: The model.
         source: The data set that the user named, if any.
@@ -60,6 +64,13 @@ def resolve_source(model: SavedModel, source: Source | None, tool: str) -> Sourc
     """
     if source is None:
         source = _training_source(model, tool)
+        before = model.metadata["data"].get("fingerprint")
+        if before not in (None, source.valid.fingerprint()):
+            print(
+                f"warning: the data set {source.name} has changed since the model was trained on "
+                "it; it may have been trained on images that are held out now",
+                file=sys.stderr,
+            )
     expected = model.image_size
     if tuple(source.image_size) != expected:
         raise InputError(

@@ -214,7 +214,7 @@ def _finish(
         palette,
         exported,
         objective=trainer.objective.get_config(),
-        data=source.description,
+        data={**source.description, "fingerprint": source.valid.fingerprint()},
         class_names=source.class_names,
         step=step,
         nats_per_token=nats["valid"],

@@ -63,6 +63,17 @@ def test_unknown_training_data_are_refused_with_the_binding_to_pass(data, messag
         resolve_source(model, None, "evaluate")
 
 
+def test_changed_training_data_are_warned_about(capsys):
+    description = digits().description
+    for fingerprint, warned in ((None, False), (digits().valid.fingerprint(), False), ("0", True)):
+        data = {**description, "fingerprint": fingerprint}
+        model = SimpleNamespace(metadata={"data": data}, path="model", image_size=(8, 8))
+        resolve_source(model, None, "evaluate")
+        assert ("has changed" in capsys.readouterr().err) == warned
+    resolve_source(model, digits(), "evaluate")  # another data set, named by the user
+    assert capsys.readouterr().err == ""
+
+
 @pytest.fixture(params=["tfrecords", "mixture"])
 def stored(request, tmp_path):
     """The digits as shards, or as a mixture of arrays and shards."""
