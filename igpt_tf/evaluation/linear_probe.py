@@ -380,7 +380,6 @@ class LBFGS:
         self, matrix: FeatureMatrix, num_classes: int, values: Sequence[float]
     ) -> list[LinearClassifier]:
         """See `Solver`; `values` in descending order."""
-        # Imported here: scikit-learn takes a second to import, and SGD does not need it.
         from sklearn.linear_model import LogisticRegression
 
         scaling = _Scaling.from_rows(matrix)
@@ -462,24 +461,19 @@ class SGD:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """Standardisation: (features - mean) * factor; the factor of constant features is 0."""
+    """Standardisation: (features - mean) * factor; constant features become 0."""
 
     mean: np.ndarray
     factor: np.ndarray
 
     @classmethod
     def from_rows(cls, matrix: FeatureMatrix) -> "_Scaling":
-        size = total = squares = 0
-        for chunk, _ in matrix.chunks():
-            chunk = chunk.astype("float64")
-            size += len(chunk)
-            total = total + chunk.sum(axis=0)
-            squares = squares + (chunk**2).sum(axis=0)
-        mean = total / size
-        variance = np.maximum(squares / size - mean**2, 0)
-        varies = variance > 1e-12 + 1e-10 * mean**2
-        factor = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
-        return cls(mean.astype("float32"), factor.astype("float32"))
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler()
+        for rows, _ in matrix.chunks():
+            scaler.partial_fit(rows)
+        return cls(scaler.mean_.astype("float32"), (1 / scaler.scale_).astype("float32"))
 
     def fold(self, weights: np.ndarray, bias: np.ndarray) -> LinearClassifier:
         """The classifier on standardised features as one on features that are not."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -336,14 +337,17 @@ class SampleImages(Callback):
     def _completions(self, loop) -> np.ndarray:
         num_given = self._originals.shape[1] // 2
         completed = self._sampler.complete(self._originals, num_given, self._params)
-        return self._grid(loop, np.concatenate([self._originals, completed]))
+        tokens = np.concatenate([self._originals, completed])
+        return self._grid(loop, tokens, "held-out images, and completions of their upper halves")
 
     def _samples(self, loop) -> np.ndarray:
-        return self._grid(loop, self._sampler.sample(len(self._originals), self._params))
+        tokens = self._sampler.sample(len(self._originals), self._params)
+        return self._grid(loop, tokens, "samples")
 
-    def _grid(self, loop, tokens) -> np.ndarray:
+    def _grid(self, loop, tokens, content: str) -> np.ndarray:
         images = loop.trainer.palette.decode(tokens, loop.trainer.model.image_size)
-        return grid(images, columns=len(self._originals))
+        title = f"{os.path.normpath(loop.workdir.path)}, step {loop.step:,}: {content}"
+        return grid(images, columns=len(self._originals), title=title)
 
 
 class OnlineProbe(Callback):
