@@ -50,6 +50,7 @@ def straight(tmp_path_factory):
 def test_workdir_has_the_files_of_the_contract(straight):
     result = json.loads((straight / "result.json").read_text())
     assert result["nats_per_token"]["valid"] < result["baselines"]["uniform"]
+    assert result["num_images"] == {"train": 1437, "valid": 360}
     names = {str(p.relative_to(straight)) for p in straight.rglob("*") if p.is_file()}
     assert {"metrics.jsonl", "operative_config.gin", "palette.npy", "result.json"} <= names
     assert "checkpoints/ckpt-12.index" in names

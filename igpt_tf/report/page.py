@@ -89,7 +89,7 @@ def render(run: RunFolder) -> str:
     }
     tiles = _tiles(run)
     if run.unreadable:  # complete once every section has read its files
-        unreadable = {"kind": "points", "lines": run.unreadable}
+        unreadable = {"kind": "points", "lines": list(dict.fromkeys(run.unreadable))}
         sections = {"Files that cannot be read": [unreadable], **sections}
     missing = [title for title in tool_results.TOOLS if not sections[title]]
     html = environment.get_template("report.html").render(

@@ -222,6 +222,11 @@ def _finish(
     result = {
         "step": step,
         "nats_per_token": nats,
+        "num_images": {
+            name: len(examples)
+            for name, examples in {"train": source.train, **splits}.items()
+            if examples is not None
+        },
         "baselines": _baselines(source, palette),
         "parameters": model.count_params(),
         "export": f"export/{step}",
