@@ -140,7 +140,7 @@ def test_several_processes_share_the_repeats_of_an_implementation(monkeypatch):
 
 
 def test_one_command_writes_a_table_that_names_what_is_not_installed(tmp_path):
-    command = [sys.executable, "-m", "tools.benchmark", f"--workdir={tmp_path}", "--repeats=3"]
+    command = [sys.executable, "-m", "tools.benchmark", f"--workdir={tmp_path}", "--repeats=1"]
     limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(
         [*command, "--parts=peak,train_smallest"], capture_output=True, text=True, env=limited
@@ -149,7 +149,7 @@ def test_one_command_writes_a_table_that_names_what_is_not_installed(tmp_path):
     result = json.loads((tmp_path / "benchmark.json").read_text())
     numbers = result["parts"]["train_smallest"]["implementations"]
     seconds = numbers["igpt_tf"]["seconds"]
-    assert sorted(seconds["all"]) == [seconds["min"], seconds["median"], seconds["max"]]
+    assert seconds["all"] == [seconds["median"]] and seconds["median"] > 0
     assert numbers["igpt_tf"]["peak_bytes"] > 2e8
     assert 0 < result["parts"]["train_smallest"]["fraction_of_peak"]["igpt_tf"] < 1
     assert result["machine"]["instruction_set_overrides"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
