@@ -223,13 +223,14 @@ class Session:
 
     def _outputs(self, names):
         """`TF_Output[]` of tensors called "operation:index"."""
-        outputs = [self._output(*name.rsplit(":", 1)) for name in names]
+        outputs = [self._output(name) for name in names]
         return (_Output * len(outputs))(*outputs)
 
-    def _output(self, name: str, index: str) -> _Output:
+    def _output(self, tensor: str) -> _Output:
+        name, _, index = tensor.rpartition(":")
         operation = library().TF_GraphOperationByName(self._graph, name.encode())
-        if not operation:
-            raise StatusError(5, f"a signature names an operation that does not exist: {name}")
+        if not (operation and index.isdecimal()):
+            raise StatusError(5, f"a signature names a tensor that does not exist: {tensor}")
         return _Output(operation, int(index))
 
 
@@ -275,7 +276,9 @@ def _read_tensor(tensor: int) -> np.ndarray:
     """Copies a tensor into an array; strings become objects."""
     c = library()
     shape = [c.TF_Dim(tensor, axis) for axis in range(c.TF_NumDims(tensor))]
-    name = protos.TYPES[c.TF_TensorType(tensor)]
+    name = protos.TYPES.get(c.TF_TensorType(tensor))
+    if name is None:
+        raise StatusError(12, f"a tensor of type {c.TF_TensorType(tensor)}")
     if name != "string":
         content = ctypes.string_at(c.TF_TensorData(tensor), c.TF_TensorByteSize(tensor))
         return np.frombuffer(content, name).reshape(shape)
@@ -289,7 +292,7 @@ def _read_tensor(tensor: int) -> np.ndarray:
 def _delete_tensor(tensor: int) -> None:
     """Frees a tensor and its strings, which the library leaves to the caller."""
     c = library()
-    if protos.TYPES[c.TF_TensorType(tensor)] == "string":
+    if protos.TYPES.get(c.TF_TensorType(tensor)) == "string":
         for address in _string_addresses(tensor):
             c.TF_StringDealloc(address)
     c.TF_DeleteTensor(tensor)

@@ -89,7 +89,10 @@ def check_saved_model(path: str) -> dict:
     }
     meta_graph = _read_graph(path)
     found = protos.read_signatures(meta_graph)
-    rows = [_compare(name, found, metadata) for name in sorted({*_promised(metadata), *found})]
+    rows = [
+        _compare(name, found, metadata)
+        for name in sorted({*spec.available_signatures(metadata), *found})
+    ]
     problems = graph_problems(meta_graph)
     if not problems:
         start = time.perf_counter()
@@ -110,10 +113,6 @@ def check_saved_model(path: str) -> dict:
         "signatures": [dataclasses.asdict(row) for row in rows],
         "problems": problems + [problem for row in rows for problem in row.problems],
     }
-
-
-def _promised(metadata: dict) -> dict[str, Signature]:
-    return spec.available_signatures(metadata)
 
 
 def _read_graph(path: str):
@@ -142,7 +141,7 @@ def _cannot_be_loaded(path: str, error: Exception) -> InputError:
 
 def _compare(name: str, found: dict[str, Signature], metadata: dict) -> _Row:
     """Compares a signature of the graph with the specification."""
-    promised = _promised(metadata).get(name)
+    promised = spec.available_signatures(metadata).get(name)
     if promised is None:
         problem = f"{name} exists, but a model of this kind ({_kind(metadata)}) has none"
         return _Row(name, problems=[problem])
@@ -159,7 +158,7 @@ class _Running:
 
     def __init__(self, session: Session, metadata: dict):
         self._session, self._metadata = session, metadata
-        self._promised, self._sizes = _promised(metadata), spec.sizes_of(metadata)
+        self._promised, self._sizes = spec.available_signatures(metadata), spec.sizes_of(metadata)
 
     def check_signature(self, row: _Row) -> None:
         """Adds times and problems to the row of a signature."""

@@ -1,8 +1,10 @@
 """metadata.json: written and read by one schema, which rejects every wrong field in one line."""
 
+import contextlib
 import json
 import os
 
+import numpy as np
 import pytest
 
 from igpt_tf.errors import InputError
@@ -156,3 +158,15 @@ def test_a_file_that_is_no_json_object_is_refused_in_one_line(tmp_path, content)
     with pytest.raises(InputError, match="metadata cannot be read.*export it again") as caught:
         _read(tmp_path, content)
     assert "\n" not in str(caught.value)
+
+
+def test_mutated_files_are_read_or_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    content = np.frombuffer(json.dumps(COMPLETE).encode(), "uint8")
+    pieces = [b"null", b"[]", b"{}", b"-1", b"1e999", b"9" * 400, b'"', b"\\ud800", b"\xff"]
+    for _ in range(300):
+        start, end = np.sort(rng.integers(0, len(content), 2))
+        end = min(end, start + 12)
+        mutated = content[:start].tobytes() + rng.choice(pieces) + content[end:].tobytes()
+        with contextlib.suppress(InputError):
+            _read(tmp_path, mutated)

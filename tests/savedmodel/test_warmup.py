@@ -1,5 +1,6 @@
 """Warm-up records: TensorFlow Serving's own classes read them, and the model answers them."""
 
+import contextlib
 import os
 import struct
 
@@ -85,6 +86,16 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(InputError, match="warm-up file is damaged") as caught:
         list(read_warmup(_write(tmp_path, content)))
     assert "\n" not in str(caught.value)
+
+
+def test_mutated_files_are_read_or_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    content = np.frombuffer(_as_file(encode_record("complete", INPUTS)), "uint8")
+    for _ in range(300):
+        mutated = content[: rng.integers(1, len(content) + 1)].copy()
+        mutated[rng.integers(0, len(mutated), 3)] = rng.integers(0, 256, 3)
+        with contextlib.suppress(InputError):
+            list(read_warmup(_write(tmp_path, mutated.tobytes())))
 
 
 def test_each_signature_has_one_small_record_that_the_model_answers(pretrained, tmp_path):
