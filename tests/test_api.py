@@ -1,0 +1,81 @@
+"""The Python API: its examples run, its results are those of the model, and its import is lazy."""
+
+import doctest
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import igpt_tf
+from igpt_tf import api
+from igpt_tf.model import image_gpt
+from igpt_tf.objectives import Autoregressive
+from igpt_tf.sampling import params, sampler
+from igpt_tf.savedmodel.write import write_pretrained
+
+SIZES = {
+    "image_size": (4, 4),
+    "vocabulary_size": 8,
+    "num_layers": 2,
+    "hidden_dim": 16,
+    "num_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    model = igpt_tf.ImageGPT(**SIZES)
+    model.output_embedding.assign(keras.random.normal(model.output_embedding.shape))
+    folder = str(tmp_path_factory.mktemp("api") / "1")
+    about = {"objective": Autoregressive().get_config(), "data": None, "step": 1}
+    write_pretrained(model, igpt_tf.Palette.grey(8), folder, **about, nats_per_token=2.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(path):
+    return igpt_tf.load(path)
+
+
+@pytest.mark.parametrize("module", [api, params, sampler, image_gpt])
+def test_the_examples_in_docstrings_run(module, path, pretrained):
+    names = {
+        "np": np,
+        "keras": keras,
+        "igpt_tf": igpt_tf,
+        "path": path,
+        "pretrained": pretrained,
+        "images": np.zeros((3, 4, 4, 3), "uint8"),
+        "model": pretrained.model,
+    }
+    result = doctest.testmod(module, extraglobs=names)
+    assert result.attempted and not result.failed
+
+
+def test_results_are_those_of_the_model(pretrained):
+    images = igpt_tf.sample(pretrained, 3, seed=1)
+    tokens = pretrained.palette.encode(images)
+    logits = np.asarray(pretrained.model(tokens))
+    nats = -np.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+    nats += np.log(np.exp(logits).sum(-1))
+    np.testing.assert_allclose(
+        igpt_tf.score(pretrained, images, batch_size=2).reshape(3, -1), nats, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        igpt_tf.features(pretrained, images, batch_size=2),
+        pretrained.model.features(tokens),
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(igpt_tf.complete(pretrained, images, 16), images)
+    np.testing.assert_array_equal(igpt_tf.sample(pretrained, 1, seed=3), images[2:])
+
+
+def test_importing_the_package_does_not_import_tensorflow():
+    script = "import igpt_tf, sys; dir(igpt_tf); print('tensorflow' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "False"
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        igpt_tf.smaple  # noqa: B018
