@@ -132,9 +132,13 @@ def attend(query, key, value, *, causal: bool):
 
     @with_gradient
     def blockwise(query, key, value):
-        blocks = _query_blocks(query, causal)
-        merged = _merge_heads(_forward(query, key, value, blocks))
-        return merged, lambda upstream: _backward(query, key, value, merged, upstream, blocks)
+        blocks = _query_blocks(query.shape[2], causal)
+        merged = _merge_heads(_forward(query, key, value, blocks, causal))
+
+        def gradient(upstream):
+            return _backward(query, key, value, merged, upstream, blocks, causal)
+
+        return merged, gradient
 
     return blockwise(query, key, value)
 
@@ -166,31 +170,41 @@ class _QueryBlock(NamedTuple):
 
     Attributes:
         start: Position of the first query.
+        size: Number of queries.
         num_keys: The queries attend to keys 0 .. num_keys - 1.
-        mask: float32[queries, num_keys], added to the scores; None without a causal mask.
     """
 
     start: int
+    size: int
     num_keys: int
-    mask: object
 
 
-def _query_blocks(query, causal: bool) -> list[_QueryBlock]:
-    """Divides the queries float[B,heads,T,head_dim] into blocks."""
-    length = query.shape[2]
+def _query_blocks(length: int, causal: bool) -> list[_QueryBlock]:
     size = min(_MAX_BLOCK_SIZE, max(_MIN_BLOCK_SIZE, -(-length // _MIN_NUM_BLOCKS)))
-    if not causal:
-        return [_QueryBlock(start, length, None) for start in range(0, length, size)]
-    # A position that depends on a tensor keeps the masks out of the compiled program: of constant
-    # positions, XLA stores every mask as a constant, 5 MB per layer of 32x32 images.
-    first = ops.cast(delay(0.0, until=query), "float32")
     blocks = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        positions = first + ops.arange(start, stop, dtype="float32")
-        visible = ops.arange(stop, dtype="float32") <= positions[:, None]
-        blocks.append(_QueryBlock(start, stop, ops.where(visible, 0.0, MASKED_SCORE)))
+        blocks.append(_QueryBlock(start, stop - start, stop if causal else length))
     return blocks
+
+
+def _causal_mask(size: int, until):
+    """float32[size,size]: query i of a block attends to keys 0 .. i of the same block.
+
+    The positions depend on the tensor `until`, which keeps masks out of the compiled program: XLA
+    would store the masks of constant positions, 5 MB per layer of 32x32 images.
+    """
+    keys = ops.arange(size, dtype="float32")
+    queries = keys + ops.cast(delay(0.0, until=until), "float32")
+    return ops.where(keys <= queries[:, None], 0.0, MASKED_SCORE)
+
+
+def _block_mask(causal_mask, block):
+    """float32[size,num_keys] of a block, which sees all keys before its own; None for no mask."""
+    if causal_mask is None:
+        return None
+    own_keys = causal_mask[: block.size, : block.size]
+    return ops.pad(own_keys, ((0, 0), (block.start, 0)))
 
 
 def _split_at_blocks(x, blocks) -> list:
@@ -204,19 +218,20 @@ def _visible(x, block):
     return x if block.num_keys == x.shape[2] else x[:, :, : block.num_keys]
 
 
-def _forward(query, key, value, blocks):
+def _forward(query, key, value, blocks, causal):
     """float[B,heads,T,head_dim], one block of queries after the other."""
     scale = query.shape[-1] ** -0.5
+    mask = _causal_mask(blocks[0].size, until=query) if causal else None
     heads = []
     for rows, block in zip(_split_at_blocks(query, blocks), blocks, strict=True):
         # Without the delay a scheduler may start all blocks at once and hold all their scores.
         rows = rows * (delay(scale, until=heads[-1]) if heads else scale)
-        weights = _attention_weights(rows, _visible(key, block), block.mask)
+        weights = _attention_weights(rows, _visible(key, block), _block_mask(mask, block))
         heads.append(ops.matmul(ops.cast(weights, value.dtype), _visible(value, block)))
     return ops.concatenate(heads, axis=2)
 
 
-def _backward(query, key, value, merged, upstream, blocks):
+def _backward(query, key, value, merged, upstream, blocks, causal):
     """Gradients of query, key and value, one block of queries after the other.
 
     The gradient of the softmax is weights * (slopes - sum(weights * slopes)), where slopes are the
@@ -232,12 +247,14 @@ def _backward(query, key, value, merged, upstream, blocks):
     # The delay keeps graph optimizers from merging these slices with those of the forward pass,
     # which would stay in memory until here.
     key, value = (x * delay(1.0, until=upstream) for x in (key, value))
+    mask = _causal_mask(blocks[0].size, until=upstream) if causal else None
     columns = [_split_at_blocks(x, blocks) for x in (query, upstream, sums)]
     previous, gradients = upstream, []
     for query, above, sums, block in zip(*columns, blocks, strict=True):
         block_key, block_value = _visible(key, block), _visible(value, block)
         delayed_scale = delay(scale, until=previous)  # one block's scores in memory at a time
-        weights = _attention_weights(query * delayed_scale, block_key, block.mask)
+        block_mask = _block_mask(mask, block)
+        weights = _attention_weights(query * delayed_scale, block_key, block_mask)
         slopes = ops.matmul(above * delayed_scale, swap_last_axes(block_value))
         slopes = weights * (ops.cast(slopes, "float32") - sums)
         slopes, weights = ops.cast(slopes, query.dtype), ops.cast(weights, query.dtype)

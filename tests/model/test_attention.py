@@ -1,4 +1,4 @@
-"""Claims about attention: block by block it is still softmax attention."""
+"""Attention: blocks of queries change neither results nor gradients, and save memory."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def with_gradients(function, query, key, value, upstream):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("length", [1, 16, 64, 100, 256, 300])
+@pytest.mark.parametrize("length", [1, 16, 100, 256, 1100])
 def test_blockwise_attention_and_its_gradients_equal_the_plain_form(length, causal):
     inputs = random_inputs(length)
     ours = with_gradients(lambda q, k, v: attend(q, k, v, causal=causal), *inputs)
@@ -80,11 +80,24 @@ def largest_kept(length):
             for op in graph.get_operations()
             if op.name not in forward
             for tensor in op.inputs
-            # Masks are constants of the program: what is kept depends on the inputs.
-            if tensor.op.name in forward and tensor.op.type != "SelectV2"
+            if tensor.op.name in forward
         ]
     return max(int(np.prod(tensor.shape)) for tensor in kept)
 
 
 def test_no_square_of_the_length_is_kept_for_the_backward_pass():
     assert largest_kept(512) == 2 * largest_kept(256)
+
+
+def test_memory_and_program_stay_small_at_long_sequences():
+    @tf.function(jit_compile=True, autograph=False)
+    def gradients(*inputs):
+        return with_gradients(lambda q, k, v: attend(q, k, v, causal=True), *inputs)
+
+    specs = [tf.TensorSpec((1, 1, 4096, 8))] * 3 + [tf.TensorSpec((1, 4096, 8))]
+    graph = gradients.get_concrete_function(*specs).graph
+    outputs = [tensor for op in graph.get_operations() for tensor in op.outputs]
+    sizes = [np.prod(tensor.shape) for tensor in outputs if tensor.shape.is_fully_defined()]
+    assert max(sizes) == 256 * 4096  # the scores of one block of queries
+    program = gradients.experimental_get_compiler_ir(*random_inputs(1024))(stage="hlo_serialized")
+    assert len(program) < 500_000  # 5 MB if masks were constants
