@@ -35,6 +35,7 @@ ALLOWED = {
     "model": {"errors"},
     "sampling": BASE | {"model", "palette"},
     "savedmodel": BASE | {"model", "palette", "objectives", "data", "sampling"},
+    "api": BASE | {"model", "palette", "objectives", "sampling", "savedmodel"},
     "training": BASE
     | {"image_grid", "palette", "objectives", "data", "model", "sampling", "savedmodel"},
     "evaluation": BASE
