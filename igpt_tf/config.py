@@ -44,7 +44,7 @@ _RANGES = {
     "seed": ("0 to 2^31 - 1", lambda x: 0 <= x < 2**31),
     "num_steps": _COUNT,
     "max_steps": _COUNT,
-    "batch_size": _COUNT,
+    "batch_size": ("1 to 2^20", lambda x: 1 <= x <= 2**20),
     "keep_checkpoints": _COUNT,
     "num_heldout_images": _COUNT,
     "num_levels": _COUNT,
