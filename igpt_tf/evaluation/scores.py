@@ -75,7 +75,10 @@ def evaluate(
         **numbers,
     }
     files.write_json(os.path.join(workdir, "evaluate.json"), report)
-    title = f"{plots.run_name(report)}: {_score_name(report)} on {_data_name(report)}"
+    title = (
+        f"{plots.run_name(report)}: {report['nats_per_token']:.4f} {_score_name(report)} "
+        f"on {size:,} images of {_data_name(report)}"
+    )
     plots.surprise_map(os.path.join(workdir, "evaluate.png"), surprise, title)
     return report
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import gin
 import numpy as np
@@ -138,69 +139,63 @@ def test_wilson_interval_has_the_values_of_the_literature():
     assert few_images_warning(99) and not few_images_warning(100)
 
 
-def test_report_has_every_layer_and_three_baselines(tmp_path):
-    model = write_tiny(tmp_path / "export" / "0")
-    report = linear_probe.linear_probe(
-        saved_model=model,
-        workdir=str(tmp_path),
-        solver=LBFGS(l2=[1e-1, 1e-2]),
-        layers=2,
-        num_train=300,
-    )
+@pytest.fixture(scope="module")
+def common(tmp_path_factory):
+    """Arguments of the probes of one model; features are computed once."""
+    folder = tmp_path_factory.mktemp("probe")
+    model = write_tiny(folder / "export" / "0")
+    return {"saved_model": model, "workdir": str(folder), "num_train": 300}
+
+
+def test_report_has_every_layer_and_three_baselines(common):
+    report = linear_probe.linear_probe(**common, solver=LBFGS(l2=[1e-1, 1e-2]), layers=2)
     assert [row["layer"] for row in report["layers"]] == [0, 1, 2]
     assert set(report["baselines"]) == {"raw_pixels", "palette_counts", "untrained_network"}
     assert report["measured_on"] == "valid" and report["num_images"] == {"train": 300, "valid": 360}
     assert report["baselines"]["raw_pixels"]["valid_accuracy"] > 0.9
     assert len(report["concatenated"]["layers"]) == 2 and report["num_masks"] == 0
-    assert json.loads((tmp_path / "linear_probe.json").read_text()) == report
+    written = Path(common["workdir"], "linear_probe.json").read_text()
+    assert json.loads(written) == report
     text = linear_probe.format_report(report)
     low, high = (100 * bound for bound in report["best_layer"]["valid_interval"])
     assert "held-out (n=360)" in text and f"{low:.1f} to {high:.1f} %" in text
     assert "Warning" not in text
 
 
-def test_few_held_out_images_are_warned_about(tmp_path):
+def test_test_split_is_reported_where_there_is_one(common):
+    source = digits()
+    # The same images, so that their features are reused.
+    source = dataclasses.replace(source, test=source.valid)
+    report = linear_probe.linear_probe(**common, source=source, solver=LBFGS(l2=[1e-1]))
+    assert report["measured_on"] == "test" and report["num_images"]["test"] == 360
+    # Fitted on these images too.
+    row = report["baselines"]["raw_pixels"]
+    assert row["test_accuracy"] > row["valid_accuracy"] > 0.9
+    assert "test (n=360)" in linear_probe.format_report(report)
+
+
+def test_few_held_out_images_are_warned_about(common):
     source = digits()
     source = dataclasses.replace(source, valid=source.valid.take(np.arange(3)))
-    report = linear_probe.linear_probe(
-        saved_model=write_tiny(tmp_path / "export" / "0"),
-        workdir=str(tmp_path),
-        source=source,
-        solver=LBFGS(l2=[1e-1]),
-        num_train=100,
-    )
+    report = linear_probe.linear_probe(**common, source=source, solver=LBFGS(l2=[1e-1]))
     assert "Warning: measured on 3 images only" in linear_probe.format_report(report)
 
 
 def test_masked_model_is_probed_with_masked_inputs_and_votes(tmp_path):
-    model = write_tiny(tmp_path / "export" / "0", causal=False, num_layers=1)
-    common = {"saved_model": model, "workdir": str(tmp_path), "num_train": 200}
-    source = digits()
-    source = dataclasses.replace(source, test=source.valid.take(np.arange(100)))
-    solver = LBFGS(l2=[1e-1])
-    report = linear_probe.linear_probe(**common, source=source, solver=solver, num_masks=3)
+    common = {
+        "saved_model": write_tiny(tmp_path / "export" / "0", causal=False, num_layers=1),
+        "workdir": str(tmp_path),
+        "source": dataclasses.replace(digits(), test=digits().valid.take(np.arange(100))),
+        "solver": LBFGS(l2=[1e-1]),
+        "num_train": 200,
+    }
+    report = linear_probe.linear_probe(**common, num_masks=3)
     row = report["best_layer"]
     assert report["num_masks"] == 3
     assert row["test_accuracy"] != row["test_accuracy_one_mask"]
-    assert "pretrained_network_without_masks" in report["baselines"]
     text = linear_probe.format_report(report)
     assert "majority of 3 masks" in text
     assert f"{100 * row['test_accuracy_one_mask']:.1f} % with one mask" in text
-    unmasked = linear_probe.linear_probe(**common, source=source, solver=solver, num_masks=0)
+    unmasked = linear_probe.linear_probe(**common, num_masks=0)
     without = report["baselines"]["pretrained_network_without_masks"]
     assert unmasked["layers"] == without["layers"] and unmasked["num_masks"] == 0
-
-
-def test_test_split_is_reported_where_there_is_one(tmp_path):
-    source = digits()
-    test = source.valid.take(np.arange(180, 360))
-    source = dataclasses.replace(source, valid=source.valid.take(np.arange(180)), test=test)
-    report = linear_probe.linear_probe(
-        saved_model=write_tiny(tmp_path / "export" / "0"),
-        workdir=str(tmp_path),
-        source=source,
-        solver=LBFGS(l2=[1e-1]),
-        num_train=300,
-    )
-    assert report["measured_on"] == "test" and report["num_images"]["test"] == 180
-    assert report["baselines"]["raw_pixels"]["test_accuracy"] > 0.9
