@@ -18,6 +18,7 @@ import keras
 import psutil
 
 from igpt_tf import config, files, formatting
+from igpt_tf.data import Source
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT, abstract_model
 from igpt_tf.objectives import Objective
@@ -88,7 +89,7 @@ def plan(
     num_steps: int,
     precision: str = "float32",
     image_size: tuple[int, int] | None = None,
-    source=None,
+    source: Source | None = None,
     workdir: str | None = None,
 ) -> list[dict]:
     """Plans a run on each of several sets of devices.
@@ -253,7 +254,9 @@ def activation_bytes(model: ImageGPT, precision: str, remat: bool) -> float:
     return kept + max(position * MLP_TENSORS, heads, logits * LOGITS_TENSORS)
 
 
-def _accumulation_steps(images: int, per_image: float, available: float, gradients: int):
+def _accumulation_steps(
+    images: int, per_image: float, available: float, gradients: int
+) -> int | None:
     """The least number of equal microbatches of a device's images that fit; None if none fit."""
     for steps in (number for number in range(1, images + 1) if images % number == 0):
         # The sum of the gradients is held beside those of the current microbatch.
