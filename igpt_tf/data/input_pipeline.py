@@ -223,7 +223,10 @@ class InputPipeline:
 
         def shard_batches(_):
             batches = evaluation_batches(examples, batch_size=self.batch_size, table=self._table)
-            return batches.enumerate().map(lambda step, batch: {**batch, **draws(step)})
+            add_draws = tf.autograph.experimental.do_not_convert(
+                lambda step, batch: {**batch, **draws(step)}
+            )
+            return batches.enumerate().map(add_draws)
 
         return _Pass(distribute(self.strategy, shard_batches), examples)
 

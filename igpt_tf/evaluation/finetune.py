@@ -115,7 +115,7 @@ def finetune(
     objective = build_objective(generative=generative)
     search_steps = num_steps if search_steps is None else min(search_steps, num_steps)
     _check_steps(num_steps, search_steps, step_options, intervals)
-    with strategy.scope():
+    with strategies.lost_worker_error(strategy), strategy.scope():
         _check_rates(learning_rates, build_optimizer)
     config.refuse_unread_bindings()
     augmentations.check(augmentation, source.image_size)

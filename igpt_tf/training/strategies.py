@@ -281,7 +281,8 @@ def check_same_on_all_workers(strategy: tf.distribute.Strategy, settings: dict[s
     row = np.zeros([1, _MAX_SETTINGS_BYTES], "float32")  # every collective can transport float32
     row[0, :4] = np.frombuffer(np.uint32(len(own)).tobytes(), "uint8")
     row[0, 4 : 4 + len(own)] = np.frombuffer(own, "uint8")
-    rows = strategy.gather(strategy.run(lambda: tf.constant(row)), axis=0).numpy()
+    with lost_worker_error(strategy):
+        rows = strategy.gather(strategy.run(lambda: tf.constant(row)), axis=0).numpy()
     num_devices = local_replicas(strategy)
     all_settings = [_settings_in(row) for row in rows[::num_devices]]
     for worker, other in enumerate(all_settings):

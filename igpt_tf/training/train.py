@@ -116,7 +116,7 @@ def train(
 
     abstract = abstract_model(new_model)
     _check_vocabulary(palette, abstract)
-    with strategy.scope():
+    with strategies.lost_worker_error(strategy), strategy.scope():
         steps_per_epoch = -(-len(source.train) // batch_size)
         optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=steps_per_epoch)
     if weights == "averaged" and not optimizer.use_ema:

@@ -165,6 +165,14 @@ def test_workers_with_different_settings_are_refused_before_the_first_step(
 
 
 @pytest.mark.faults
+def test_worker_that_ends_before_the_first_step_is_reported_by_the_other(tmp_path):
+    chief, other = start_workers(tmp_path / "run", (), ("train.batch_size=17",))
+    assert "train.batch_size=17" in end(other, code=2)
+    stderr = end(chief, code=2)
+    assert "another worker was lost" in stderr and "Traceback" not in stderr
+
+
+@pytest.mark.faults
 def test_chief_and_worker_train_one_run(one_device, tmp_path):
     workdir = tmp_path / "run"
     for process in start_workers(workdir, jobs=("chief", "worker")):

@@ -7,8 +7,10 @@ import gin
 import numpy as np
 import pytest
 from PIL import Image
+from tensorflow.python.autograph.pyct import parser
 
 from igpt_tf import config
+from igpt_tf.data import digits
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.training.rewinds import NonFiniteLoss
@@ -185,3 +187,28 @@ def test_workdir_with_pattern_characters_trains_exports_and_resumes(tmp_path, ca
     run(workdir)
     out = capsys.readouterr().out
     assert "resuming from step 4" in out and "held-out" in out and "{" not in out
+    [metadata] = (
+        json.loads(path.read_text()) for path in workdir.glob("export/*/assets/metadata.json")
+    )
+    assert metadata["data"]["fingerprint"] == digits().valid.fingerprint()
+
+
+def test_training_and_evaluation_do_not_use_autograph(tmp_path, monkeypatch):
+    # On Python 3.11 parsing can fail at random (CPython gh-106905), which would end a run.
+    parsed, parse = [], parser.parse_entity
+    monkeypatch.setattr(
+        parser, "parse_entity", lambda entity, *args: parsed.append(entity) or parse(entity, *args)
+    )
+    run(
+        tmp_path,
+        "intervals.probe_every = 2",
+        "intervals.sample_every = 2",
+        "train.weights = 'averaged'",
+        "build_optimizer.ema_momentum = 0.9",
+        "step_options.steps_per_execution = 2",
+        "step_options.gradient_accumulation_steps = 2",
+        "step_options.clip_norm = 1.0",
+    )
+    # TensorFlow itself converts two functions while it writes a SavedModel.
+    names = {getattr(entity, "__name__", str(entity)) for entity in parsed}
+    assert names <= {"signature_wrapper", "internal_grad_fn"}
