@@ -274,7 +274,7 @@ def distribute(
     Raises:
         InputError: The hosts' share of a batch does not divide over their replicas.
     """
-    if strategy.num_replicas_in_sync == 1:
+    if isinstance(strategy, tf.distribute.Strategy) and strategy.num_replicas_in_sync == 1:
         return _stacked(build((0, 1)), stack)
 
     def host_batches(context):

@@ -39,7 +39,6 @@ from igpt_tf.training.summaries import append_test
 from igpt_tf.training.trainer import (
     StepOptions,
     Trainer,
-    float32_model,
     quantizes_on_device,
     set_precision,
 )
@@ -376,7 +375,7 @@ def _finish(
     classifier = scorer.trainer.model
     exported = folder.file("export", str(step))
     write_classifier(
-        float32_model(classifier, fine_tuning.new_classifier),
+        scorer.trainer.export_model(fine_tuning.new_classifier),
         fine_tuning.model.palette,
         exported,
         masks=fine_tuning.masks,

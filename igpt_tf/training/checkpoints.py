@@ -3,75 +3,77 @@
 import contextlib
 import glob
 import os
-import re
 import shutil
+from collections.abc import Callable
 
-import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from igpt_tf import files, runtime
+from igpt_tf import files
 from igpt_tf.errors import InputError
 
 # Raised by TensorFlow for a file that is missing, cut short, altered or of another model.
 _DAMAGED = (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError)
 
 
+def _new_variable(value) -> tf.Variable:
+    return tf.Variable(value, trainable=False)
+
+
 class Checkpoints:
-    """Saves and restores model, optimizer, step and the best held-out step.
+    """Saves and restores weights, optimizer state, step and the best held-out step.
 
     Files: `ckpt-STEP.*`, the newest `keep`; `best/best-STEP.*`, the weights of the best held-out
     step, and of those that were the best when the kept checkpoints were saved.
 
     Args:
         folder: The workdir's `checkpoints` folder, from which states are restored.
-        model: The model, built.
-        optimizer: The optimizer, built.
+        weights: Variables of the model by name.
+        optimizer_state: Variables of the optimizer by name.
         keep: Number of the newest checkpoints that are kept.
         write_to: Folder to write to, if it is another: workers other than the chief must save too,
             but into a folder of their own.
+        removes_old: Whether this process removes checkpoints that are no longer needed. Of several
+            processes that write shards into one folder, one does.
+        new_variable: Function value -> variable, for the steps and the loss in the checkpoint.
 
     Attributes:
         best_step: Step with the lowest held-out loss so far; 0 before the first evaluation.
         best_loss: Held-out loss at `best_step`: nats per token, or the share of wrong classes.
-
-    Raises:
-        InputError: The list of a folder's checkpoints is damaged.
     """
 
     def __init__(
         self,
         folder: str,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
+        weights: dict[str, tf.Variable],
+        optimizer_state: dict[str, tf.Variable],
         *,
         keep: int,
         write_to: str | None = None,
+        removes_old: bool = True,
+        new_variable: Callable = _new_variable,
     ):
         self.folder = folder
-        for path in (folder, write_to or folder, os.path.join(write_to or folder, "best")):
-            _check_list(path)
-        os.makedirs(write_to or folder, exist_ok=True)
+        self._keep = keep
+        self._removes_old = removes_old
+        os.makedirs(os.path.join(write_to or folder, "best"), exist_ok=True)
         # TensorFlow takes the prefix of a checkpoint for a pattern.
         self._read_from = files.path_without_patterns(folder)
         self._write_to = files.path_without_patterns(write_to or folder)
-        _remove_unfinished(self._write_to)
-        self._step = tf.Variable(0, dtype="int64", trainable=False)
-        self._best_step = tf.Variable(0, dtype="int64", trainable=False)
-        self._best_loss = tf.Variable(float("inf"), dtype="float64", trainable=False)
-        weights = _by_path(model.weights)
+        if removes_old:
+            _remove_unfinished(self._write_to)
+        self._step = new_variable(np.int64(0))
+        self._best_step = new_variable(np.int64(0))
+        self._best_loss = new_variable(np.float64("inf"))
         self._state = tf.train.Checkpoint(
             weights=weights,
-            optimizer=_by_path(optimizer.variables),
+            optimizer=optimizer_state,
             step=self._step,
             best_step=self._best_step,
             best_loss=self._best_loss,
         )
-        self._newest = tf.train.CheckpointManager(
-            self._state, self._write_to, max_to_keep=keep, checkpoint_name="ckpt"
-        )
         self._weights = tf.train.Checkpoint(weights=weights)
-        _ = self._weights.save_counter  # creates it; `restore` expects it in the files
 
     @property
     def best_step(self) -> int:
@@ -82,10 +84,13 @@ class Checkpoints:
         return float(self._best_loss.numpy())
 
     def save(self, step: int) -> None:
-        """Writes `ckpt-STEP`."""
+        """Writes `ckpt-STEP`, then removes the oldest checkpoints."""
         self._step.assign(step)
-        self._newest.save(checkpoint_number=step)
-        self._remove_old_best()
+        self._state.write(os.path.join(self._write_to, f"ckpt-{step}"))
+        if self._removes_old:
+            for path in _paths(self._write_to)[: -self._keep]:
+                _remove(path)
+            self._remove_old_best()
 
     def restore_newest(self) -> int:
         """Restores the newest undamaged checkpoint and returns its step; 0 if there is none.
@@ -115,7 +120,8 @@ class Checkpoints:
             self._weights.write(_best_path(self._write_to, step))
             self._best_step.assign(step)
             self._best_loss.assign(loss)
-            self._remove_old_best()
+            if self._removes_old:
+                self._remove_old_best()
 
     def restore_best(self) -> int:
         """Loads the best held-out weights into the model and returns their step.
@@ -135,10 +141,9 @@ class Checkpoints:
     def _remove_old_best(self) -> None:
         """Removes best weights that neither a checkpoint nor the run's current state names."""
         named = _named_best_steps(self._write_to) | {self.best_step}
-        for path in glob.glob(glob.escape(_best_path(self._write_to, "")) + "*"):
-            step = re.search(r"best-(\d+)\.(index|data-\S+)$", path)
-            if step and int(step[1]) not in named:
-                os.remove(path)
+        for path in _paths(os.path.join(self._write_to, "best"), "best"):
+            if _step_of(path) not in named:
+                _remove(path)
 
     def _shown(self, path: str) -> str:
         """A path as the user knows it."""
@@ -166,30 +171,17 @@ def _remove_unfinished(folder: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _check_list(folder: str) -> None:
-    """Raises InputError if the file `checkpoint`, which lists a folder's checkpoints, is damaged.
-
-    TensorFlow ignores some damage, and the run would begin anew.
-    """
-    path = os.path.join(folder, "checkpoint")
-    if not os.path.exists(path):
-        return
-    state = None
-    with contextlib.suppress(OSError, ValueError), runtime.suppress_stderr():
-        state = tf.train.get_checkpoint_state(folder)
-    if state is None:
-        raise InputError(
-            "the list of the checkpoints is damaged; remove it and start again: the checkpoints "
-            f"are found by their names. Received: {path}"
-        )
+def _paths(folder: str, name: str = "ckpt") -> list[str]:
+    """Prefixes NAME-STEP of the checkpoints in a folder, oldest first."""
+    found = glob.glob(os.path.join(glob.escape(folder), f"{name}-*.index"))
+    return sorted((path.removesuffix(".index") for path in found), key=_step_of)
 
 
-def _paths(folder: str) -> list[str]:
-    """Prefixes of the checkpoints in a folder, listed or found by their names, oldest first."""
-    state = tf.train.get_checkpoint_state(folder)
-    listed = state.all_model_checkpoint_paths if state else ()
-    found = glob.glob(os.path.join(glob.escape(folder), "ckpt-*.index"))
-    return sorted({*listed, *(path.removesuffix(".index") for path in found)}, key=_step_of)
+def _remove(path: str) -> None:
+    """Removes a checkpoint. The index goes first: without it the other files are no checkpoint."""
+    os.remove(f"{path}.index")
+    for part in glob.glob(glob.escape(path) + ".data-*"):
+        os.remove(part)
 
 
 def _step_of(path: str) -> int:
@@ -198,18 +190,10 @@ def _step_of(path: str) -> int:
     return int(step) if step.isdecimal() else -1
 
 
-def _by_path(variables) -> dict[str, tf.Variable]:
-    """Variables by name, without the name of the model or optimizer.
-
-    By name, because `tf.train.Checkpoint` ignores layers that a Keras model holds in a list.
-    """
-    return {variable.path.split("/", 1)[1]: variable.value for variable in variables}
-
-
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> bool:
     """Whether every object of `checkpoint` was restored from `path`."""
     try:
-        status = checkpoint.restore(path)
+        status = checkpoint.read(path)
         status.assert_existing_objects_matched()
         status.assert_consumed()
     except _DAMAGED:

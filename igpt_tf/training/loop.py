@@ -13,7 +13,6 @@ from absl import logging
 from igpt_tf import config
 from igpt_tf.training import strategies
 from igpt_tf.training.callbacks import Callback
-from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.rewinds import NonFiniteLoss, Rewinds
 from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
@@ -67,13 +66,7 @@ class TrainingLoop:
         self.workdir = workdir
         self.trainer = trainer
         self.num_steps = num_steps
-        self.checkpoints = Checkpoints(
-            workdir.shared_file("checkpoints"),
-            trainer.model,
-            trainer.optimizer,
-            keep=keep_checkpoints,
-            write_to=workdir.file("checkpoints"),
-        )
+        self.checkpoints = trainer.new_checkpoints(workdir, keep_checkpoints)
         self.summaries = None
         self.step = 0
         self.losses = []

@@ -8,9 +8,24 @@ import tensorflow as tf
 
 from igpt_tf.errors import InputError
 
+NOT_DECAYED = ("scale", "sos")  # gains of the norms and the first slot's vector
+
 
 class OnePassAdam(keras.optimizers.Adam):
     """Keras' Adam by TensorFlow's own kernel: one operation per weight instead of a dozen."""
+
+    def __init__(self, learning_rate=0.001, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self._rate = learning_rate
+
+    def rate_at(self, step):
+        """Learning rate of the step that follows `step` finished ones, int64[] -> float32[]."""
+        return self._rate(step) if callable(self._rate) else tf.constant(self._rate)
+
+    def decays(self, path: str) -> bool:
+        """Whether weight decay applies to the variable of that path."""
+        excluded = any(name in path for name in NOT_DECAYED)
+        return self.weight_decay is not None and not excluded
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates `variable`, a tf.Variable, by `gradient` of the same shape."""
@@ -84,7 +99,7 @@ def build_optimizer(
     if weight_decay is None:
         return optimizer
     # The weights that are not matrices.
-    optimizer.exclude_from_weight_decay(var_names=["scale", "sos"])
+    optimizer.exclude_from_weight_decay(var_names=list(NOT_DECAYED))
     return optimizer
 
 

@@ -4,9 +4,6 @@ import contextlib
 import json
 import os
 import resource
-import socket
-import sys
-import threading
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -15,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from igpt_tf.errors import InputError, check_choice
+from igpt_tf.training import clusters
+from igpt_tf.training.mesh import ShardedStrategy, create_mesh, dtensor_variables
 
 _MAX_SETTINGS_BYTES = 2**16
 
@@ -87,116 +86,61 @@ def multi_worker_strategy(
             workers, or the port of this worker is in use.
     """
     check_choice("multi_worker_strategy.cluster", cluster, ("tf_config", "slurm"))
-    if cluster == "tf_config":
-        _check_tf_config(os.environ.get("TF_CONFIG", ""))
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    else:
-        try:
-            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-            resolver.cluster_spec()
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"Slurm does not describe a cluster ({error}); start the program with srun. "
-                f"Received: {cluster=}"
-            ) from None
-    message = (
-        f"not all workers started within {startup_seconds} seconds; start every one, or set "
-        "multi_worker_strategy.startup_seconds"
-    )
-    with exit_after(startup_seconds, f"{message}. Received: {_describe(resolver)}"):
+    resolver = clusters.resolve(cluster)
+    received = clusters.describe(resolver)
+    message = _late("multi_worker_strategy", startup_seconds, received)
+    with clusters.exit_after(startup_seconds, message):
         try:
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except (tf.errors.OpError, RuntimeError) as error:
             raise InputError(
-                f"the workers cannot be connected ({_first_line(error)}); check the addresses and "
-                f"start all workers again. Received: {_describe(resolver)}"
+                f"the workers cannot be connected ({clusters.first_line(error)}); check the addresses "
+                f"and start all workers again. Received: {received}"
             ) from None
 
 
-def _check_tf_config(text: str) -> None:
-    """Raises InputError unless TF_CONFIG describes a cluster and this process' place in it."""
-    problem = None
-    try:
-        described = json.loads(text or "{}")
-        task = described.get("task", {})
-        kind, index = task.get("type"), task.get("index")
-        cluster = {job: list(addresses) for job, addresses in described["cluster"].items()}
-        addresses = cluster.get(kind, [])
-    except KeyError:
-        problem = "it names no cluster"
-    except (ValueError, TypeError, AttributeError):
-        problem = 'it is not {"cluster": {"worker": [ADDRESS, ...]}, "task": {"type", "index"}}'
-    if problem is None:
-        others = sorted(cluster.keys() - {"chief", "worker", "evaluator"})
-        wrong = [a for job in cluster.values() for a in job if not _is_address(a)]
-        if kind is None or index is None:
-            problem = "it names no task; set the type and the index of this process"
-        elif kind not in ("chief", "worker"):
-            problem = "a task must be of type chief or worker; start no process for another"
-        elif others:
-            problem = f"jobs of type {others[0]} are not supported; only chief and worker are"
-        elif len(cluster.get("chief", [])) > 1:
-            problem = "there may be one chief only"
-        elif not isinstance(index, int | str) or not str(index).isdecimal():
-            problem = "the index of the task must be a whole number"
-        elif int(index) >= len(addresses):
-            problem = f"the index of the task must be below {len(addresses)}, the number of {kind}s"
-        elif wrong:
-            problem = f"{wrong[0]!r} is not an address HOST:PORT"
-    if problem:
-        raise InputError(
-            f"TF_CONFIG does not describe a cluster: {problem} (README, Several devices). "
-            f"Received: TF_CONFIG={text!r}"
-        )
-    _check_port(addresses[int(index)])
+@gin.register
+def sharded_strategy(
+    *, cluster: str = "local", logical_cpus: int | None = None, startup_seconds: int = 600
+) -> ShardedStrategy:
+    """All devices of one or several hosts, each holding a shard of the weights.
 
+    Args:
+        cluster: "local" for the devices of this host, or how several hosts find each other:
+            "tf_config" (the TF_CONFIG variable) or "slurm". Each host runs one process.
+        logical_cpus: Number of devices into which the CPU is divided, to try a sharded run.
+        startup_seconds: Time to wait until all workers have started.
 
-def _is_address(address) -> bool:
-    host, _, port = str(address).rpartition(":")
-    return bool(host) and port.isdecimal() and 0 < int(port) < 2**16
-
-
-def _check_port(address: str) -> None:
-    """Raises InputError if another process uses the port of this worker."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", int(address.rpartition(":")[2])))
-        except OSError as error:
-            raise InputError(
-                f"the port of this worker cannot be used ({error.strerror}); end the process that "
-                f"uses it, or choose another port on every host. Received: address={address}"
-            ) from None
-
-
-def _describe(resolver) -> str:
-    return (
-        f"task={resolver.task_type} {resolver.task_id}, cluster={resolver.cluster_spec().as_dict()}"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", error)).split())[:160]
-
-
-@contextlib.contextmanager
-def exit_after(seconds: float, message: str):
-    """Ends the process with code 2 and one line if the block takes longer.
-
-    For waits inside of TensorFlow, which cannot be interrupted.
+    Raises:
+        InputError: The environment does not describe a cluster, or the devices cannot be used.
     """
+    check_choice("sharded_strategy.cluster", cluster, ("local", "tf_config", "slurm"))
+    received = f"sharded_strategy.cluster={cluster!r}"
+    if cluster != "local":
+        resolver = clusters.resolve(cluster)
+        received = clusters.describe(resolver)
+        os.environ.update(dtensor_variables(*clusters.processes(resolver)))
+    has_gpus = bool(tf.config.list_physical_devices("GPU"))
+    if logical_cpus is not None:
+        parts = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+    with clusters.exit_after(startup_seconds, _late("sharded_strategy", startup_seconds, received)):
+        try:
+            return ShardedStrategy(
+                create_mesh("GPU" if has_gpus and logical_cpus is None else "CPU")
+            )
+        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+            raise InputError(
+                f"the devices cannot be used together ({clusters.first_line(error)}); check the "
+                f"addresses and start all workers again. Received: {received}"
+            ) from None
 
-    def end():
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(2)
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _late(strategy: str, seconds: int, received: str) -> str:
+    return (
+        f"not all workers started within {seconds} seconds; start every one, or set "
+        f"{strategy}.startup_seconds. Received: {received}"
+    )
 
 
 @gin.register
@@ -225,6 +169,8 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
 
     As in TensorFlow, the chief is the job of that name, or else worker 0.
     """
+    if isinstance(strategy, ShardedStrategy):
+        return strategy.worker_index
     resolver = strategy.cluster_resolver
     if resolver is None or resolver.task_type in (None, "chief"):
         return 0
@@ -246,6 +192,8 @@ def agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None
 
     All workers must call it at the same step. Returns None with a single host.
     """
+    if isinstance(strategy, ShardedStrategy):
+        return strategy.any_worker if strategy.num_workers > 1 else None
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return None
 
@@ -258,6 +206,9 @@ def agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns when every worker has called it."""
+    if isinstance(strategy, ShardedStrategy):
+        strategy.any_worker(False)
+        return
     strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones([])), axis=None)
 
 
@@ -273,7 +224,7 @@ def check_same_on_all_workers(strategy: tf.distribute.Strategy, settings: dict[s
     Raises:
         InputError: Names the first setting that differs, and its values.
     """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not has_several_workers(strategy):
         return
     own = zlib.compress(json.dumps(settings, sort_keys=True).encode())
     if len(own) > _MAX_SETTINGS_BYTES - 4:
@@ -282,8 +233,11 @@ def check_same_on_all_workers(strategy: tf.distribute.Strategy, settings: dict[s
     row[0, :4] = np.frombuffer(np.uint32(len(own)).tobytes(), "uint8")
     row[0, 4 : 4 + len(own)] = np.frombuffer(own, "uint8")
     with lost_worker_error(strategy):
-        rows = strategy.gather(strategy.run(lambda: tf.constant(row)), axis=0).numpy()
-    num_devices = local_replicas(strategy)
+        if isinstance(strategy, ShardedStrategy):
+            rows, num_devices = strategy.gather_rows(row), strategy.mesh.num_local_devices()
+        else:
+            rows = strategy.gather(strategy.run(lambda: tf.constant(row)), axis=0).numpy()
+            num_devices = local_replicas(strategy)
     all_settings = [_settings_in(row) for row in rows[::num_devices]]
     for worker, other in enumerate(all_settings):
         if difference := _first_difference(all_settings[0], other):
@@ -309,6 +263,13 @@ def _first_difference(one: dict, other: dict) -> tuple[str, str, str] | None:
     return None
 
 
+def has_several_workers(strategy: tf.distribute.Strategy | ShardedStrategy) -> bool:
+    """Whether the run has several processes."""
+    if isinstance(strategy, ShardedStrategy):
+        return strategy.num_workers > 1
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
 @contextlib.contextmanager
 def lost_worker_error(strategy: tf.distribute.Strategy):
     """Replaces TensorFlow's errors of a lost worker by an InputError."""
@@ -322,9 +283,9 @@ def lost_worker_error(strategy: tf.distribute.Strategy):
     try:
         yield
     except lost as error:
-        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        if not has_several_workers(strategy):
             raise
-        reason = _first_line(error)
+        reason = clusters.first_line(error)
         raise InputError(
             "another worker was lost; start all workers again and they resume from the newest "
             f"checkpoint. Received: worker={worker_index(strategy)}, {reason}"

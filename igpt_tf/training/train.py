@@ -31,13 +31,13 @@ from igpt_tf.training.callbacks import (
     SaveCheckpoint,
 )
 from igpt_tf.training.loop import TrainingLoop
-from igpt_tf.training.optimization import state_bytes
+from igpt_tf.training.mesh import ShardedStrategy
+from igpt_tf.training.sharding import ShardedTrainer, check_step_options
 from igpt_tf.training.summaries import append_test
 from igpt_tf.training.trainer import (
     WEIGHTS,
     StepOptions,
     Trainer,
-    float32_model,
     quantizes_on_device,
     set_precision,
 )
@@ -55,7 +55,7 @@ def train(
     objective: Objective,
     build_model: Callable[..., ImageGPT],
     build_optimizer: Callable[..., keras.optimizers.Optimizer],
-    strategy: tf.distribute.Strategy,
+    strategy: tf.distribute.Strategy | ShardedStrategy,
     step_options: StepOptions,
     intervals: Intervals,
     num_steps: int,
@@ -108,6 +108,11 @@ def train(
     on_device = quantizes_on_device("train.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
     intervals.check(num_steps, step_options.steps_per_execution)
+    is_sharded = isinstance(strategy, ShardedStrategy)
+    if is_sharded:
+        check_step_options(step_options.jit_compile, step_options.steps_per_execution)
+        on_device = False  # DTensor has no layout for the search of the nearest colour
+        intervals = _without_whole_model(intervals)
     set_precision("train.precision", precision)
     keras.utils.set_random_seed(seed)
 
@@ -155,15 +160,11 @@ def train(
     if folder is None:
         return
     with full_disk_error(workdir), strategies.lost_worker_error(strategy), strategy.scope():
-        trainer = Trainer(
-            new_model(),
-            objective,
-            optimizer,
-            palette,
-            batch_size=batch_size,
-            weights=weights,
-            **dataclasses.asdict(step_options),
-        )
+        options = {"batch_size": batch_size, "weights": weights, **dataclasses.asdict(step_options)}
+        if is_sharded:
+            trainer = ShardedTrainer(new_model, objective, optimizer, palette, strategy, **options)
+        else:
+            trainer = Trainer(new_model(), objective, optimizer, palette, **options)
         print(_memory(trainer))
         heldout = subset(source.valid, intervals.num_heldout_images)
         every = step_options.steps_per_execution
@@ -203,14 +204,15 @@ def _finish(
         for name, examples in splits.items()
         if examples is not None
     }
+    model = trainer.export_model(lambda: ImageGPT(**trainer.model.architecture))
     if not folder.is_chief:
         return
     if "test" in nats:
         append_test(folder.file("metrics.jsonl"), step, nats_per_token=nats["test"])
-    model, palette = trainer.model, trainer.palette
+    palette = trainer.palette
     exported = folder.file("export", str(step))
     write_pretrained(
-        float32_model(model, lambda: ImageGPT(**model.architecture)),
+        model,
         palette,
         exported,
         objective=trainer.objective.get_config(),
@@ -233,6 +235,13 @@ def _finish(
     }
     folder.write_result(result)
     print(f"{_summary(result)}\nSavedModel: {exported}")
+
+
+def _without_whole_model(intervals: Intervals) -> Intervals:
+    """The intervals of a sharded run: without what needs the whole model on one device."""
+    if intervals.sample_every or intervals.probe_every:
+        print("sharded_strategy: no sample images and no online probe, which need the whole model")
+    return dataclasses.replace(intervals, sample_every=0, probe_every=0)
 
 
 def _with_progress_bar(pipeline: InputPipeline, examples, name: str):
@@ -267,10 +276,9 @@ def _plan(abstract: ImageGPT, source: Source, num_steps: int, batch_size: int) -
 
 
 def _memory(trainer: Trainer) -> str:
-    """Memory of one replica between two steps, in one line."""
-    weights = 4 * trainer.model.count_params() / 1e6
-    state = state_bytes(trainer.optimizer) / 1e6
-    return f"memory per replica: {weights:,.1f} MB of weights, {state:,.1f} MB of optimizer state"
+    """Memory of one device between two steps, in one line."""
+    weights, state = (size / 1e6 for size in trainer.bytes_per_device())
+    return f"memory per device: {weights:,.1f} MB of weights, {state:,.1f} MB of optimizer state"
 
 
 def _summary(result: dict) -> str:

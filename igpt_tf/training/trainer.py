@@ -12,8 +12,10 @@ from igpt_tf import runtime
 from igpt_tf.errors import check_choice
 from igpt_tf.palette import Palette
 from igpt_tf.training import strategies
+from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.compilation import Compilation
 from igpt_tf.training.optimization import averaged_weights
+from igpt_tf.training.workdir import Workdir
 
 WEIGHTS = ("trained", "averaged")
 
@@ -202,6 +204,42 @@ class Trainer:
             return averaged_weights(self.model, self.optimizer)
         return contextlib.nullcontext()
 
+    def checkpoint_variables(self) -> tuple[dict, dict]:
+        """(weights, optimizer state): variables by name, as checkpoints store them.
+
+        By name, because `tf.train.Checkpoint` ignores layers that a Keras model holds in a list.
+        """
+        return _by_path(self.model.weights), _by_path(self.optimizer.variables)
+
+    def new_checkpoints(self, workdir: Workdir, keep: int) -> Checkpoints:
+        """The checkpoints of a run of this trainer, of which the newest `keep` are kept."""
+        return Checkpoints(
+            workdir.shared_file("checkpoints"),
+            *self.checkpoint_variables(),
+            keep=keep,
+            write_to=workdir.file("checkpoints"),
+        )
+
+    def bytes_per_device(self) -> tuple[int, int]:
+        """Bytes of (the weights, the optimizer state) on one device."""
+        return tuple(
+            sum(variable.dtype.size * variable.shape.num_elements() for variable in group.values())
+            for group in self.checkpoint_variables()
+        )
+
+    def export_model(self, build_model: Callable[[], keras.Model]) -> keras.Model:
+        """The model to export: the current weights, computing in float32.
+
+        Args:
+            build_model: Function () -> an equal model.
+        """
+        if self.model.compute_dtype == "float32":
+            return self.model
+        keras.config.set_dtype_policy("float32")
+        exported = build_model()
+        exported.set_weights(self.model.get_weights())
+        return exported
+
     @tf.function(autograph=False)
     def _evaluation_step(self, batch):
         sums = self.strategy.run(self._replica_evaluation, args=(batch,))
@@ -235,14 +273,9 @@ def set_precision(name: str, precision: str) -> None:
     keras.config.set_dtype_policy(precision)
 
 
-def float32_model(model: keras.Model, build: Callable[[], keras.Model]) -> keras.Model:
-    """The model to export: the same weights, computing in float32. `build` makes an equal model."""
-    if model.compute_dtype == "float32":
-        return model
-    keras.config.set_dtype_policy("float32")
-    exported = build()
-    exported.set_weights(model.get_weights())
-    return exported
+def _by_path(variables) -> dict[str, tf.Variable]:
+    """Variables by path, without the name of the model or optimizer."""
+    return {variable.path.split("/", 1)[1]: variable.value for variable in variables}
 
 
 def quantizes_on_device(name: str, quantize_on: str) -> bool:

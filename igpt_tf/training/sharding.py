@@ -1,0 +1,312 @@
+"""Fully sharded data-parallel training with DTensor, for models that no single device can hold.
+
+Each of N devices holds 1/N of every weight and of its optimizer state, and trains on 1/N of the
+batch. The weights of a block are gathered when the block runs, freed after it, and gathered again
+in its backward pass; gradients are reduced to the device that holds the shard.
+
+`ShardedTrainer` has the interface of `Trainer`, so that the loop, the callbacks, the checkpoints
+and the workdir are the same.
+
+Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter
+Models", stage 3; tensorflow.org/guide/dtensor_overview.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from igpt_tf.errors import InputError
+from igpt_tf.model import ImageGPT
+from igpt_tf.palette import Palette
+from igpt_tf.training.checkpoints import Checkpoints
+from igpt_tf.training.mesh import ShardedStrategy, local_value
+from igpt_tf.training.workdir import Workdir
+
+_NOT_RANDOM_INPUTS = ("tokens", "images", "labels", "weight")
+
+
+class ShardedTrainer:
+    """Trains and evaluates an `ImageGPT` whose weights are split over the devices of a mesh.
+
+    Args:
+        build_model: Function () -> model. It is called without allocating the weights; a weight's
+            initial value exists on the host only while it is split.
+        objective: An `Objective`.
+        optimizer: From `build_optimizer`. Its settings are used; its own variables are not created.
+        palette: Palette of the tokens.
+        strategy: The devices.
+        batch_size: Global batch size.
+        weights: Weights to evaluate, "trained" or "averaged".
+        gradient_accumulation_steps, clip_norm, jit_compile, steps_per_execution: See `StepOptions`.
+
+    Raises:
+        InputError: An option is not supported with shards.
+    """
+
+    def __init__(
+        self,
+        build_model: Callable[[], ImageGPT],
+        objective,
+        optimizer: keras.optimizers.Optimizer,
+        palette: Palette,
+        strategy: ShardedStrategy,
+        *,
+        batch_size: int,
+        weights: str = "trained",
+        gradient_accumulation_steps: int | None = None,
+        clip_norm: float | None = None,
+        jit_compile: bool | None = None,
+        steps_per_execution: int = 1,
+    ):
+        check_step_options(jit_compile, steps_per_execution)
+        self.strategy = strategy
+        self.objective = objective
+        self.optimizer = optimizer
+        self.palette = palette
+        self.batch_size = batch_size
+        self.clip_norm = clip_norm
+        self.steps_per_execution = 1
+        self.num_microbatches = gradient_accumulation_steps or 1
+        self._averages = weights == "averaged"
+        with keras.StatelessScope(initialize_variables=False):
+            self.model = build_model()
+        self.model.block_runner = self._run_block
+        self._weights = {w.path: self._initial_shards(w) for w in self.model.weights}
+        self._momentum = {path: self._zeros(w) for path, w in self._weights.items()}
+        self._velocity = {path: self._zeros(w) for path, w in self._weights.items()}
+        self._average = {}
+        if optimizer.use_ema:
+            self._average = {path: self._zeros(w) for path, w in self._weights.items()}
+        self._iterations = strategy.variable(np.int64(0))
+        self._values = {}  # weights of the pass that is being traced, by path
+
+    def _initial_shards(self, weight: keras.Variable) -> dtensor.DVariable:
+        """The shards of a weight's initial value, equal to that of an unsharded model."""
+        # Keras keeps the initializer of a variable that is created without storage.
+        value = weight._initializer(weight.shape, dtype=weight.dtype)
+        return dtensor.DVariable(self.strategy.shard(np.asarray(value)))
+
+    def _zeros(self, weight: dtensor.DVariable) -> dtensor.DVariable:
+        return dtensor.DVariable(
+            dtensor.call_with_layout(tf.zeros, weight.layout, weight.shape, weight.dtype)
+        )
+
+    def train_step(self, batch: dict) -> tf.Tensor:
+        """Takes one optimizer step.
+
+        Args:
+            batch: From `ShardedStrategy.distribute_datasets_from_function`.
+
+        Returns:
+            nats_per_token float32[]: mean over the global batch before the step.
+        """
+        return local_value(self._compiled_step(self._microbatches(batch)))
+
+    def _microbatches(self, batch: dict) -> dict:
+        """name -> [A, B / A, ...]: microbatches on an axis of their own, each over all devices."""
+
+        def split(part):
+            return tf.reshape(part, (self.num_microbatches, -1, *part.shape[1:]))
+
+        return {
+            name: self.strategy.pack([split(part) for part in dtensor.unpack(x)], axis=1)
+            for name, x in batch.items()
+        }
+
+    @tf.function(autograph=False)
+    def _compiled_step(self, microbatches: dict) -> tf.Tensor:
+        loss, gradients = self._loss_and_gradients({k: x[0] for k, x in microbatches.items()})
+        for i in range(1, self.num_microbatches):
+            more = self._loss_and_gradients({k: x[i] for k, x in microbatches.items()})
+            loss = loss + more[0]
+            gradients = [a + b for a, b in zip(gradients, more[1], strict=True)]
+        if self.clip_norm is not None:
+            norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
+            factor = self.clip_norm / tf.maximum(norm, self.clip_norm)
+            gradients = [gradient * factor for gradient in gradients]
+        self._apply(gradients)
+        return loss
+
+    def _loss_and_gradients(self, batch: dict):
+        paths = list(self._weights)
+        shards = [self._weights[path].read_value() for path in paths]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(shards)
+            nats = self._image_nats(batch, dict(zip(paths, shards, strict=True)))
+            loss = tf.reduce_sum(nats) / self.batch_size
+        gradients = tape.gradient(loss, shards)
+        return loss, [
+            # A gradient of an embedding is sparse, which DTensor cannot lay out.
+            dtensor.relayout(tf.convert_to_tensor(gradient), shard.layout)
+            for gradient, shard in zip(gradients, self._weights.values(), strict=True)
+        ]
+
+    def _image_nats(self, batch: dict, values: dict) -> tf.Tensor:
+        """Nats per token float32[b] with the weights `values`, path -> shards."""
+        self._values = values
+        in_blocks = {weight.path for block in self.model.blocks for weight in block.weights}
+        gathered = [
+            (weight, self._gather(values[weight.path]))
+            for weight in self.model.weights
+            if weight.path not in in_blocks
+        ]
+        inputs = {name: x for name, x in batch.items() if name not in _NOT_RANDOM_INPUTS}
+        with keras.StatelessScope(gathered, initialize_variables=False):
+            return self.objective(self.model, batch["tokens"], **inputs)
+
+    def _run_block(self, block, h):
+        """Gathers the weights of a block inside `remat`: they are freed after each pass."""
+
+        def run(h, *shards):
+            weights = [self._gather(shard, h.dtype) for shard in shards]
+            values = list(zip(block.weights, weights, strict=True))
+            with keras.StatelessScope(values, initialize_variables=False):
+                return block(h)
+
+        return keras.remat(run)(h, *(self._values[weight.path] for weight in block.weights))
+
+    def _gather(self, shards: tf.Tensor, dtype=None) -> tf.Tensor:
+        """All shards on every device; in mixed precision cast before they are sent."""
+        shards = tf.identity(shards) if dtype is None else tf.cast(shards, dtype)
+        return dtensor.relayout(shards, self.strategy.replicated(shards.shape.rank))
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        """Adam, and the moving average, on the shards: both are elementwise."""
+        adam = self.optimizer
+        step = self._iterations.read_value()
+        rate = adam.rate_at(step)
+        count = tf.cast(step + 1, tf.float32)
+        for gradient, (path, weight) in zip(gradients, self._weights.items(), strict=True):
+            if adam.decays(path):
+                weight.assign_sub(weight.read_value() * adam.weight_decay * rate)
+            tf.raw_ops.ResourceApplyAdam(
+                var=weight.handle,
+                m=self._momentum[path].handle,
+                v=self._velocity[path].handle,
+                beta1_power=adam.beta_1**count,
+                beta2_power=adam.beta_2**count,
+                lr=rate,
+                beta1=adam.beta_1,
+                beta2=adam.beta_2,
+                epsilon=adam.epsilon,
+                grad=gradient,
+            )
+            if self._average:
+                # As Keras does: the first step starts the average.
+                momentum = tf.where(step == 0, 0.0, adam.ema_momentum)
+                average = self._average[path]
+                average.assign(momentum * average + (1 - momentum) * weight)
+        self._iterations.assign_add(1)
+
+    def weights_are_finite(self) -> bool:
+        """Whether every weight is finite; a step may spoil them after its loss."""
+        return bool(local_value(self._finite()))
+
+    @tf.function(autograph=False)
+    def _finite(self):
+        finite = [tf.reduce_all(tf.math.is_finite(w.read_value())) for w in self._weights.values()]
+        return tf.reduce_all(tf.stack(finite))
+
+    def evaluate(self, batches: Iterable[dict]) -> float:
+        """Mean nats per token over batches with a "weight" float32[b] per image."""
+        total = count = 0.0
+        for batch in batches:
+            batch_total, batch_count = self._evaluation_step(batch)
+            total += float(local_value(batch_total))
+            count += float(local_value(batch_count))
+        return total / count
+
+    @tf.function(autograph=False)
+    def _evaluation_step(self, batch: dict):
+        values = {path: weight.read_value() for path, weight in self._weights.items()}
+        nats = self._image_nats(batch, values)
+        return tf.reduce_sum(nats * batch["weight"]), tf.reduce_sum(batch["weight"])
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Context in which the weights are those to evaluate: the trained or averaged ones."""
+        if not self._averages:
+            yield
+            return
+        trained = {path: weight.read_value() for path, weight in self._weights.items()}
+        for path, weight in self._weights.items():
+            weight.assign(self._average[path].read_value())
+        try:
+            yield
+        finally:
+            for path, weight in self._weights.items():
+                weight.assign(trained[path])
+
+    def checkpoint_variables(self) -> tuple[dict, dict]:
+        """(weights, optimizer state) by name; the names are those of an unsharded run."""
+        slots = {"momentum": self._momentum, "velocity": self._velocity, "average": self._average}
+        state = {"iteration": self._iterations}
+        for slot, variables in slots.items():
+            for path, variable in variables.items():
+                state[f"{path.replace('/', '_')}_{slot}"] = variable
+        weights = {path.split("/", 1)[1]: weight for path, weight in self._weights.items()}
+        return weights, state
+
+    def new_checkpoints(self, workdir: Workdir, keep: int) -> Checkpoints:
+        """The checkpoints of a run of this trainer, of which the newest `keep` are kept.
+
+        Every process writes its shards into the same folder.
+        """
+        return Checkpoints(
+            workdir.shared_file("checkpoints"),
+            *self.checkpoint_variables(),
+            keep=keep,
+            removes_old=workdir.is_chief,
+            new_variable=self.strategy.variable,
+        )
+
+    def bytes_per_device(self) -> tuple[int, int]:
+        """Bytes of (the weights, the optimizer state) on one device."""
+        return tuple(
+            sum(_bytes_per_device(variable) for variable in group.values())
+            for group in self.checkpoint_variables()
+        )
+
+    def export_model(self, build_model: Callable[[], ImageGPT]) -> ImageGPT | None:
+        """The whole model, gathered weight by weight, in float32.
+
+        Args:
+            build_model: Function () -> an equal model with storage.
+
+        Returns:
+            The model on the chief, which must have memory for the weights once; None elsewhere.
+        """
+        is_chief = self.strategy.worker_index == 0
+        keras.config.set_dtype_policy("float32")
+        model = build_model() if is_chief else None
+        targets = {weight.path: weight for weight in model.weights} if is_chief else {}
+        for path, weight in self._weights.items():
+            value = local_value(
+                dtensor.relayout(weight, self.strategy.replicated(weight.shape.rank))
+            )
+            if is_chief:
+                targets[path].assign(value)
+        return model
+
+
+def _bytes_per_device(variable: dtensor.DVariable) -> int:
+    shards = 1 if variable.layout.is_fully_replicated() else variable.layout.mesh.size
+    return variable.dtype.size * variable.shape.num_elements() // shards
+
+
+def check_step_options(jit_compile: bool | None, steps_per_execution: int) -> None:
+    """Raises: InputError: An option has no effect with shards."""
+    if jit_compile:
+        raise InputError(
+            "sharded_strategy does not compile with XLA; remove the binding. Received: "
+            f"step_options.jit_compile={jit_compile}"
+        )
+    if steps_per_execution != 1:
+        raise InputError(
+            "sharded_strategy takes one step per call; remove the binding. Received: "
+            f"step_options.steps_per_execution={steps_per_execution}"
+        )
