@@ -140,11 +140,3 @@ def averaged_weights(model: keras.Model, optimizer: keras.optimizers.Optimizer):
         yield
     finally:
         model.set_weights(own)
-
-
-def state_bytes(optimizer: keras.optimizers.Optimizer) -> int:
-    """Memory of the optimizer's variables on one replica, in bytes."""
-    return sum(
-        variable.value.dtype.size * variable.value.shape.num_elements()
-        for variable in optimizer.variables
-    )

@@ -104,7 +104,13 @@ class ShardedTrainer:
         Returns:
             nats_per_token float32[]: mean over the global batch before the step.
         """
-        return local_value(self._compiled_step(self._microbatches(batch)))
+        step = self._iterations.read_value()
+        loss = self._compiled_step(self._microbatches(batch), step)
+        # Separate calls: DTensor does not keep the order of two updates of a variable in a graph.
+        self._iterations.assign_add(1)
+        if self.optimizer.weight_decay is not None or self._average:
+            self._decay_and_average(step)
+        return local_value(loss)
 
     def _microbatches(self, batch: dict) -> dict:
         """name -> [A, B / A, ...]: microbatches on an axis of their own, each over all devices."""
@@ -118,7 +124,7 @@ class ShardedTrainer:
         }
 
     @tf.function(autograph=False)
-    def _compiled_step(self, microbatches: dict) -> tf.Tensor:
+    def _compiled_step(self, microbatches: dict, step: tf.Tensor) -> tf.Tensor:
         loss, gradients = self._loss_and_gradients({k: x[0] for k, x in microbatches.items()})
         for i in range(1, self.num_microbatches):
             more = self._loss_and_gradients({k: x[i] for k, x in microbatches.items()})
@@ -128,7 +134,7 @@ class ShardedTrainer:
             norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)
             gradients = [gradient * factor for gradient in gradients]
-        self._apply(gradients)
+        self._apply(gradients, step)
         return loss
 
     def _loss_and_gradients(self, batch: dict):
@@ -174,33 +180,47 @@ class ShardedTrainer:
         shards = tf.identity(shards) if dtype is None else tf.cast(shards, dtype)
         return dtensor.relayout(shards, self.strategy.replicated(shards.shape.rank))
 
-    def _apply(self, gradients: list[tf.Tensor]) -> None:
-        """Adam, and the moving average, on the shards: both are elementwise."""
+    def _apply(self, gradients: list[tf.Tensor], step: tf.Tensor) -> None:
+        """Adam on the shards: it is elementwise."""
         adam = self.optimizer
-        step = self._iterations.read_value()
-        rate = adam.rate_at(step)
         count = tf.cast(step + 1, tf.float32)
         for gradient, (path, weight) in zip(gradients, self._weights.items(), strict=True):
-            if adam.decays(path):
-                weight.assign_sub(weight.read_value() * adam.weight_decay * rate)
             tf.raw_ops.ResourceApplyAdam(
                 var=weight.handle,
                 m=self._momentum[path].handle,
                 v=self._velocity[path].handle,
                 beta1_power=adam.beta_1**count,
                 beta2_power=adam.beta_2**count,
-                lr=rate,
+                lr=adam.rate_at(step),
                 beta1=adam.beta_1,
                 beta2=adam.beta_2,
                 epsilon=adam.epsilon,
                 grad=gradient,
             )
+
+    @tf.function(autograph=False)
+    def _decay_and_average(self, step: tf.Tensor) -> None:
+        """AdamW's decay and the moving average of the weights, after the update of `step`."""
+        adam = self.optimizer
+        for path, weight in self._weights.items():
+            value = weight.read_value()
+            if adam.decays(path):
+                before = value + self._update(path, step)
+                value = value - adam.weight_decay * adam.rate_at(step) * before
+                weight.assign(value)
             if self._average:
-                # As Keras does: the first step starts the average.
+                # The first step starts the average, as in Keras.
                 momentum = tf.where(step == 0, 0.0, adam.ema_momentum)
-                average = self._average[path]
-                average.assign(momentum * average + (1 - momentum) * weight)
-        self._iterations.assign_add(1)
+                old = self._average[path].read_value()
+                self._average[path].assign(momentum * old + (1 - momentum) * value)
+
+    def _update(self, path: str, step: tf.Tensor) -> tf.Tensor:
+        """What Adam has subtracted from a weight in the update of `step`."""
+        adam, count = self.optimizer, tf.cast(step + 1, tf.float32)
+        correction = tf.sqrt(1 - adam.beta_2**count) / (1 - adam.beta_1**count)
+        momentum = self._momentum[path].read_value()
+        velocity = self._velocity[path].read_value()
+        return adam.rate_at(step) * correction * momentum / (tf.sqrt(velocity) + adam.epsilon)
 
     def weights_are_finite(self) -> bool:
         """Whether every weight is finite; a step may spoil them after its loss."""

@@ -94,8 +94,8 @@ def multi_worker_strategy(
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except (tf.errors.OpError, RuntimeError) as error:
             raise InputError(
-                f"the workers cannot be connected ({clusters.first_line(error)}); check the addresses "
-                f"and start all workers again. Received: {received}"
+                f"the workers cannot be connected ({clusters.first_line(error)}); check the "
+                f"addresses and start all workers again. Received: {received}"
             ) from None
 
 

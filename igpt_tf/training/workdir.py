@@ -32,6 +32,19 @@ _CHANGEABLE = {
     "intervals.num_probe_images",
     "intervals.profile_steps",
 }
+# A run may continue on other devices: checkpoints do not depend on their number. Losses then agree
+# to rounding, not bit for bit.
+_CHANGEABLE |= {
+    "train.strategy",
+    "mirrored_strategy.devices",
+    "mirrored_strategy.logical_cpus",
+    "multi_worker_strategy.cluster",
+    "multi_worker_strategy.startup_seconds",
+    "sharded_strategy.cluster",
+    "sharded_strategy.logical_cpus",
+    "sharded_strategy.startup_seconds",
+    "tpu_strategy.address",
+}
 
 
 class Workdir:
