@@ -53,7 +53,13 @@ class LocalModel:
 
     def call(self, name: str, **inputs) -> dict[str, np.ndarray]:
         """See `Backend`."""
-        return self._model.signature(name)(**inputs)
+        answer = self._model.signature(name)(**inputs)
+        if not all(np.all(np.isfinite(array)) for array in answer.values()):
+            raise InputError(
+                "the model's answer is not finite: its weights are damaged. "
+                f"Received: signature={name}, saved_model={self.location}"
+            )
+        return answer
 
 
 class ServedModel:

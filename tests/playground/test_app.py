@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+import types
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from igpt_tf.data import source_from_description
+from igpt_tf.playground import requests
 from igpt_tf.playground.app import create_app, create_server
 from igpt_tf.playground.backends import LocalModel, ServedModel
 from igpt_tf.sampling.params import MAX_FILE_BYTES
@@ -347,6 +349,15 @@ def test_every_answer_forbids_embedding_sniffing_and_foreign_content(page, path)
     assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
+def test_an_answer_that_is_not_finite_gets_one_line(backend, image, monkeypatch):
+    nats = np.full((1, HEIGHT, WIDTH), np.nan, "float32")
+    model = types.SimpleNamespace(signature=lambda name: lambda **inputs: {"surprise": nats})
+    page = create_app(backend).test_client()
+    monkeypatch.setattr(backend, "_model", model)
+    monkeypatch.setattr(requests, "decode_upload", lambda *_: np.zeros((1, HEIGHT, WIDTH, 3)))
+    assert "not finite" in _refusal(page.post("/score", json={"image": _url(image)}))
+
+
 class _SlowModel:
     """Takes as long as the test wants."""
 
@@ -378,12 +389,23 @@ def slow():
     model = _SlowModel()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = create_server(create_app(model), listener)
+        server.adj.channel_timeout = server.adj.cleanup_interval = 1
         thread = threading.Thread(target=_run, args=(server,))
         thread.start()
         yield model, listener.getsockname()
         model.is_free.set()
         server.close()
         thread.join(60)
+
+
+def test_a_connection_that_sends_nothing_more_is_closed(slow):
+    model, address = slow
+    with socket.create_connection(address, timeout=60) as connection:
+        connection.sendall(
+            b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+        )
+        assert connection.recv(100) == b""
+    assert not model.calls
 
 
 def _send(address, image) -> socket.socket:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from igpt_tf.errors import InputError
-from igpt_tf.sampling.params import SamplingParams
+from igpt_tf.sampling.params import MAX_FILE_BYTES, SamplingParams
 from igpt_tf.savedmodel.load import SavedModel
 from igpt_tf.serving import file_requests
 from igpt_tf.serving.client import Client
@@ -290,6 +290,13 @@ def test_a_damaged_file_is_named_and_the_answers_for_the_others_are_kept(
     assert (tmp_path / "complete_0002_seed_5.png").exists()
 
 
+def test_escape_sequences_in_file_names_do_not_reach_the_terminal(client, tmp_path, images):
+    path = tmp_path / "\x1b[31mred\x07.png"
+    Image.fromarray(images[0]).save(path)
+    report = file_requests.score(client, str(tmp_path), images=[str(path)])
+    assert "\\x1b[31mred\\x07.png" in report.summary and "\x1b" not in report.summary
+
+
 def test_an_error_names_the_file_if_none_is_left(client, tmp_path, images):
     (path,) = _write_images(tmp_path, images[:1])
     _damage(path)
@@ -300,7 +307,9 @@ def test_an_error_names_the_file_if_none_is_left(client, tmp_path, images):
     assert not list(tmp_path.glob("*.json"))
 
 
-@pytest.mark.parametrize(("num_bytes", "message"), [(0, "bytes=0"), (2**25 + 1, "bytes=33554433")])
+@pytest.mark.parametrize(
+    ("num_bytes", "message"), [(0, "bytes=0"), (MAX_FILE_BYTES + 1, f"bytes={MAX_FILE_BYTES + 1}")]
+)
 def test_a_file_of_too_many_or_no_bytes_is_not_read(tmp_path, num_bytes, message):
     path = tmp_path / "image.png"
     with open(path, "wb") as file:
@@ -343,12 +352,14 @@ def test_the_program_samples_from_a_server(server, tmp_path):
         ("--ask=inpaint", "--images=x.png"),
         ("--ask=sample", "--server=127.0.0.1:9"),
         ("--ask=sample", "--server=127.0.0.1:99999"),
+        ("--ask=features", "--images=\x1b[31mred.png"),
     ],
 )
 def test_the_program_ends_with_2_and_one_line_for_a_mistake(arguments, tmp_path):
     ended = _run(*arguments, f"--workdir={tmp_path}")
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1 and ended.stderr.startswith("error: ")
+    assert "\x1b" not in ended.stderr
 
 
 def test_rest_does_not_import_tensorflow_unless_images_are_decoded(served, tmp_path, images):
