@@ -1,18 +1,20 @@
-"""The one way in which files are written and JSON is read.
+"""The one way in which files are written, JSON is read and image files are listed.
 
 A file is written under a temporary name in its own folder, synced, renamed and its folder synced:
 after a crash or a power failure it has either its old content or all of the new one.
 """
 
 import atexit
+import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import msgspec
@@ -20,8 +22,15 @@ import numpy as np
 
 from igpt_tf.errors import InputError
 
-_PATTERN_CHARACTERS = set("*?[]\\")
+# Limits of an image file, wherever one is read. A 108-megapixel photograph has 12,000 x 9,000.
+MAX_FILE_BYTES = 2**27
+MAX_FILE_PIXELS = 2**27
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
 TEMPORARY = ".part"  # suffix of files and folders that are still being written
+
+_PATTERN_CHARACTERS = set("*?[]\\")
 
 
 @contextlib.contextmanager
@@ -118,6 +127,99 @@ def local_path(path: str, name: str) -> str:
     if expanded.startswith("~"):
         raise InputError(f"there is no such home folder. Received: {name}={path}")
     return expanded
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageListing:
+    """The files in a folder and below it.
+
+    Attributes:
+        images: Paths below the folder of the files that end like an image, sorted.
+        folders: Paths below the folder of the folders in it.
+        left_out: {reason: [paths below the folder]} of all other files.
+    """
+
+    images: list[str]
+    folders: list[str]
+    left_out: dict[str, list[str]]
+
+
+def list_folder(folder: str) -> ImageListing:
+    """Lists the image files in a folder and all folders below it.
+
+    A file is an image by its ending, in any case (`IMAGE_ENDINGS`). Left out are hidden files and
+    folders (`.cache`, `._photo.png`, `__MACOSX`), what is not a regular file, links to folders
+    that were listed already, and files of other endings.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    images, folders, left_out, seen = [], [], collections.defaultdict(list), set()
+
+    def visit(below: str) -> None:
+        path = os.path.join(folder, below)
+        try:
+            status = os.stat(path)
+            with os.scandir(path) as scan:
+                entries = sorted(scan, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise InputError(
+                f"a folder of images cannot be read ({error.strerror}); allow it to be read, or "
+                f"remove it. Received: folder={path}"
+            ) from None
+        if (status.st_dev, status.st_ino) in seen:
+            left_out["a link to a folder that was listed already"].append(below)
+            return
+        seen.add((status.st_dev, status.st_ino))
+        folders.append(below)
+        for entry in entries:
+            name = os.path.join(below, entry.name)
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                left_out["hidden"].append(name)
+            elif entry.is_dir():
+                visit(name)
+            elif not entry.is_file():
+                left_out["no regular file, or a broken link"].append(name)
+            elif entry.name.lower().endswith(IMAGE_ENDINGS):
+                images.append(name)
+            else:
+                left_out["another ending than " + ", ".join(IMAGE_ENDINGS)].append(name)
+
+    visit("")
+    return ImageListing(images, folders[1:], dict(left_out))
+
+
+def list_images(paths: Sequence[str]) -> list[str]:
+    """The image files that a user named, one by one or by their folders.
+
+    Args:
+        paths: Files, of any ending, and folders, which are listed as `list_folder` does.
+
+    Returns:
+        Paths of files, in the order of `paths`, those of a folder sorted.
+
+    Raises:
+        InputError: A path does not exist or is no file, or a folder holds no images.
+
+    Example:
+        list_images(["photos", "more/cat.png"])
+    """
+    found = []
+    for path in paths:
+        if os.path.isdir(path):
+            images = list_folder(path).images
+            if not images:
+                raise InputError(
+                    f"the folder holds no images ({', '.join(IMAGE_ENDINGS)}). "
+                    f"Received: folder={path}"
+                )
+            found += [os.path.join(path, name) for name in images]
+        elif os.path.isfile(path):
+            found.append(path)
+        else:
+            problem = "it is no regular file" if os.path.exists(path) else "No such file"
+            raise InputError(f"an image file cannot be read ({problem}). Received: file={path}")
+    return found
 
 
 def replace_folder(source: str, target: str) -> None:

@@ -13,7 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 from igpt_tf import config
-from igpt_tf.data import ArrayExamples, Source, shards
+from igpt_tf.data import ArrayExamples, Source
+from igpt_tf.data.tfrecords import write_shards
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.training.train import train
@@ -39,7 +40,7 @@ def data(tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random_images(rng, 300, 280)).save(folder / f"{i}.png")
     web = ArrayExamples(random_images(rng, 20, 64, 64))
-    shards.write(Source(web, web, None, None), str(root / "web64"), images_per_shard=8)
+    write_shards(Source(web, web, None, None), str(root / "web64"), images_per_shard=8)
     return root
 
 

@@ -1,9 +1,9 @@
-"""Any data set as TFRecord shards, for sets that memory does not hold.
+"""Writes any data set as TFRecord shards, for sets that do not fit into memory.
 
 python -m tools.make_tfrecords --gin_file=gin/datasets/image_folder.gin --workdir=data/shards \
     [--gin_param='image_folder.directory="FOLDER"'] [--images_per_shard=8192]
 
-Started again after an interruption it goes on. Train on them with gin/datasets/tfrecords.gin.
+Started again after an interruption, it continues. gin/datasets/tfrecords.gin trains on the shards.
 """
 
 import gin
@@ -12,33 +12,38 @@ from absl import flags
 from igpt_tf import cli, config, runtime
 from igpt_tf.errors import InputError
 
-flags.DEFINE_string("workdir", None, "Where the shards and index.json go.")
-flags.DEFINE_integer("images_per_shard", 8192, "The last shard of a part may hold fewer.", 1)
+flags.DEFINE_string("workdir", None, "Folder of the shards and index.json.")
+flags.DEFINE_integer(
+    "images_per_shard", 8192, "Images per shard; the last one of a part may hold fewer.", 1
+)
 
 
 @gin.configurable
 def make_tfrecords(*, workdir, images_per_shard, source=None):
-    """See `igpt_tf.data.shards`; `source` is built by gin."""
+    """Writes `source`, built by gin, with `tfrecords.write_shards`, and prints its parts."""
     from tqdm import tqdm
 
-    from igpt_tf.data import shards
+    from igpt_tf.data.tfrecords import write_shards
 
     if source is None:
-        raise InputError("which images? Name a data set, such as --gin_file=gin/datasets/NAME.gin")
-    index = shards.write(
-        source, workdir, images_per_shard=images_per_shard, watch=lambda plan: tqdm(plan, "shards")
+        raise InputError("no data set is named; give one, such as --gin_file=gin/datasets/NAME.gin")
+    index = write_shards(
+        source,
+        workdir,
+        images_per_shard=images_per_shard,
+        watch=lambda names: tqdm(names, "shards"),
     )
-    for part, written in index["parts"].items():
-        size = sum(shard.bytes for shard in written) / 1e6
-        images = sum(shard.images for shard in written)
-        print(f"{part}: {images:,} images in {len(written):,} shards, {size:,.1f} MB")
+    for part, shards in index.parts.items():
+        megabytes = sum(shard.bytes for shard in shards) / 1e6
+        images = sum(shard.images for shard in shards)
+        print(f"{part}: {images:,} images in {len(shards):,} shards, {megabytes:,.1f} MB")
 
 
 def main() -> None:
     """Flags -> configuration -> `make_tfrecords`."""
     cli.require_flags("workdir")
     runtime.import_tensorflow()
-    # Registers what gin may name: data set files speak to `train`.
+    # Registers what gin may name: the files of data sets bind `train.source`.
     import igpt_tf.training.train  # noqa: F401
 
     config.parse_flags()

@@ -3,11 +3,12 @@
 import io
 import os
 import pickle
+import pickletools
+import re
 import tarfile
 
 import numpy as np
 
-from igpt_tf.data.images import size_pair
 from igpt_tf.data.sources import Source, array_examples, heldout_split, register
 from igpt_tf.errors import InputError
 
@@ -22,11 +23,11 @@ def cifar10(*, directory: str, image_size=(32, 32), heldout: float = 0.1, seed: 
         directory: The folder `cifar-10-batches-py`, or `cifar-10-python.tar.gz`. Where the folder
             is missing, the archive beside it is read.
         image_size: (H, W), at most (32, 32).
-        heldout: The share of the training part held out as `valid`.
-        seed: Of the split.
+        heldout: Fraction of the training part held out as `valid`.
+        seed: Random seed of that split.
 
     Raises:
-        InputError: A file is missing or damaged, or holds anything but arrays.
+        InputError: A file is missing or damaged, or holds anything but integer arrays and text.
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html; paper, section 3.1 (10 % held out).
     """
@@ -61,7 +62,7 @@ def cifar100(*, directory: str, image_size=(32, 32), heldout: float = 0.1, seed:
 
 def _source(train, test, class_names, directory, image_size, heldout, seed) -> Source:
     train, test = (
-        array_examples(images, labels, size_pair(image_size), len(class_names), directory)
+        array_examples(images, labels, image_size, len(class_names), directory)
         for images, labels in (train, test)
     )
     return Source(*heldout_split(train, heldout, seed), test, class_names)
@@ -115,33 +116,39 @@ def _read_archive(path: str, names: list[str]) -> dict[str, bytes]:
     return contents
 
 
-def _unpickle(content: bytes, where: str) -> dict:
+def _unpickle(content: bytes, origin: str) -> dict:
     """The dictionary in a CIFAR file, with text keys. Raises: InputError."""
     try:
-        contents = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        for operation, argument, _ in pickletools.genops(content):
+            # The unpickler allocates as many entries as the largest number of a memo entry.
+            if "PUT" in operation.name and argument > len(content):
+                raise ValueError("an impossible memo entry")
+        contents = _InertUnpickler(io.BytesIO(content), encoding="bytes").load()
         return {_text(key): value for key, value in contents.items()}
     except InputError as error:
-        raise InputError(f"{error}. Received: file={where}") from None
+        raise InputError(f"{error}. Received: file={origin}") from None
     # A damaged pickle can raise nearly anything (see the documentation of `pickle`).
     except Exception as error:
         raise InputError(
             f"a CIFAR file is damaged ({type(error).__name__}); fetch it again from {_ADDRESS}. "
-            f"Received: file={where}"
+            f"Received: file={origin}"
         ) from None
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain Python values, and refuses everything else unrun."""
+class _InertUnpickler(pickle.Unpickler):
+    """Builds plain Python values and `_PickledArray`s, and refuses everything else.
+
+    NumPy's own classes are not called: a forged `dtype` makes them take bytes for pointers.
+    """
 
     def find_class(self, module, name):
         allowed = {
-            ("multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): _latin1,
+            ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
+            ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
+            ("numpy", "ndarray"): _Ndarray,
+            ("numpy", "dtype"): _PickledDtype,
+            ("_codecs", "encode"): _encode_latin1,
         }
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            module = "multiarray"
         if (module, name) not in allowed:
             raise InputError(
                 f"this pickle asks for {module}.{name}, which no CIFAR file does; it was not run: "
@@ -150,37 +157,83 @@ class _ArrayUnpickler(pickle.Unpickler):
         return allowed[module, name]
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 pickles bytes in the old protocol; no other codec is wanted."""
+class _Ndarray:
+    """Stands for `numpy.ndarray`."""
+
+
+class _PickledDtype:
+    """Stands for `numpy.dtype`: holds what the pickle says and does nothing."""
+
+    def __init__(self, code, align=False, copy=False):
+        self.code, self.state = code, None
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _PickledArray:
+    """Stands for an array: holds what the pickle says and does nothing."""
+
+    def __init__(self, kind, shape, code):
+        self.state = None
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def to_array(self) -> np.ndarray:
+        """The array. Raises InputError if it is not one of plain integers."""
+        try:
+            _, shape, dtype, is_fortran, content = self.state
+            code, order = _text(dtype.code), _text(dtype.state[1])
+            is_plain = re.fullmatch("[iu][1248]", code) and order in ("<", ">", "|", "=")
+            is_plain = is_plain and type(shape) is tuple and type(content) is bytes
+            if not is_plain or not all(type(size) is int and size >= 0 for size in shape):
+                raise ValueError(code)
+            array = np.frombuffer(content, np.dtype(order + code))
+            return array.reshape(shape, order="F" if is_fortran else "C")
+        except (TypeError, ValueError, AttributeError, IndexError, OverflowError):
+            raise InputError(
+                "an array in a CIFAR file is not one of integers, or not as long as it announces; "
+                f"fetch the file again from {_ADDRESS}"
+            ) from None
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 pickles bytes in the old protocol; other codecs are refused."""
     if encoding != "latin1":
         raise InputError(f"this pickle asks for the codec {encoding!r}, which no CIFAR file does")
     return text.encode("latin1")
 
 
-def _images_and_labels(contents: dict, key: str, where) -> tuple[np.ndarray, np.ndarray]:
+def _images_and_labels(contents: dict, key: str, origin) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = contents.get("data"), contents.get(key)
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072:
+    try:
+        pixels = pixels.to_array() if isinstance(pixels, _PickledArray) else np.empty(0)
+    except InputError as error:
+        raise InputError(f"{error}. Received: directory={origin}") from None
+    if pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise InputError(
             f"a CIFAR file's data are not [N, 3072]; fetch it again from {_ADDRESS}. "
-            f"Received: directory={where}"
+            f"Received: directory={origin}"
         )
-    if not isinstance(labels, list) or len(labels) != len(pixels):
+    is_list = isinstance(labels, list) and len(labels) == len(pixels)
+    if not is_list or not all(type(label) is int and abs(label) < 2**31 for label in labels):
         raise InputError(
-            f"a CIFAR file lacks a label an image; fetch it again from {_ADDRESS}. "
-            f"Received: directory={where}, key={key}"
+            f"a CIFAR file lacks a label per image; fetch it again from {_ADDRESS}. "
+            f"Received: directory={origin}, key={key}"
         )
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels)
 
 
-def _class_names(meta: dict, key: str, where) -> tuple[str, ...]:
+def _class_names(meta: dict, key: str, origin) -> tuple[str, ...]:
     names = meta.get(key)
     if not isinstance(names, list) or not names:
         raise InputError(
             f"CIFAR's file of class names lacks them; fetch it again from {_ADDRESS}. "
-            f"Received: directory={where}, key={key}"
+            f"Received: directory={origin}, key={key}"
         )
     return tuple(_text(name) for name in names)
 
 
 def _text(value) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

@@ -8,11 +8,11 @@ from igpt_tf.data.sources import Source, heldout_split, register
 
 @register
 def digits(*, heldout: float = 0.2, seed: int = 0) -> Source:
-    """8 x 8 digits of 17 grey levels (0..16, spread over 0..255).
+    """8 x 8 digits of 17 grey levels (0 to 16, scaled to 0 to 255).
 
     Args:
-        heldout: The share held out as `valid`; there is no test part.
-        seed: Of the split.
+        heldout: Fraction held out as `valid`; there is no test part.
+        seed: Random seed of that split.
     """
     # Imported here: only this source needs scikit-learn.
     from sklearn.datasets import load_digits

@@ -1,28 +1,68 @@
-"""Images one can index: in memory (`ArrayExamples`) or in files (`FileExamples`).
+"""Images that can be indexed: the protocol `Examples`, in memory, and in image files.
 
-Both offer `len()`, `labels`, `image_size`, `load(indices, seeds)` inside a TensorFlow graph,
-`take(indices)`, `centred()`, `arrays()`, `check()` and `fingerprint()`. Making one does not start
-TensorFlow, so a source may be built before the distribution strategy.
+Making examples does not start TensorFlow, so that a source can be built before the distribution
+strategy; what is to be in memory is read when the first batch is loaded.
 """
 
 import copy
-import functools
 import hashlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from igpt_tf.data import decoding
-from igpt_tf.data import images as one_image
-from igpt_tf.data.stateless_random import row_uniform
+from igpt_tf.data.stateless_random import epoch_order, row_uniform
 from igpt_tf.errors import InputError
 
 CROPS = ("center", "random")
-_SMALL_FILE = 32 * 2**10  # bytes
-_READ_AHEAD = 2048  # files
+
+
+class Examples(Protocol):
+    """A number of images of one size, with labels or without.
+
+    The input pipeline calls `order` and `load` inside a TensorFlow graph, where no Python runs
+    afterwards; the other methods run on the host.
+
+    Attributes:
+        labels: int32[N], or None.
+        image_size: (H, W).
+        is_fixed: Whether an image is the same each time it is loaded; False with random crops.
+    """
+
+    labels: np.ndarray | None
+    image_size: tuple[int, int]
+    is_fixed: bool
+
+    def __len__(self) -> int:
+        """N."""
+
+    def order(self, positions: tf.Tensor, seed: int, shuffle: bool) -> tf.Tensor:
+        """int64[b]: the image at each of the `positions` int64[b] of a run; see `epoch_order`."""
+
+    def load(self, indices: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """uint8[b,H,W,3] of `indices` int64[b]; random crops depend on `seeds` int32[b,2] alone."""
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """The examples at `indices` int[M]."""
+
+    def center_cropped(self) -> "Examples":
+        """The same images with the center crop instead of a random one, for evaluation."""
+
+    def without_labels(self) -> "Examples":
+        """The same images without labels."""
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """(images uint8[N,H,W,3] with the center crop, labels). Raises: InputError."""
+
+    def check(self, indices: np.ndarray | None = None) -> None:
+        """Reads the images at `indices`, or all. Raises: InputError, which names a bad file."""
+
+    def fingerprint(self) -> str:
+        """Hex digest; a change of the images changes it. Raises: InputError."""
 
 
 class ArrayExamples:
@@ -34,9 +74,13 @@ class ArrayExamples:
 
     Attributes:
         images: uint8[N,H,W,3], read-only once a batch was loaded.
-        labels: int32[N] or None.
-        image_size: (H, W).
+        labels, image_size, is_fixed: See `Examples`.
+
+    Example:
+        examples = ArrayExamples(np.zeros([10, 8, 8, 3], "uint8"), np.arange(10))
     """
+
+    is_fixed = True
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
         self.images = np.ascontiguousarray(images)
@@ -47,138 +91,160 @@ class ArrayExamples:
     def __len__(self) -> int:
         return len(self.images)
 
+    def order(self, positions: tf.Tensor, seed: int, shuffle: bool) -> tf.Tensor:
+        return epoch_order(positions, len(self), seed, shuffle)
+
     def load(self, indices: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """uint8[B,H,W,3] of `indices` int64[B]; `seeds` int32[B,2] change nothing here."""
         del seeds
-        return tf.gather(self._on_host(), indices)
+        return tf.gather(self._host_tensor(), indices)
 
     def take(self, indices: np.ndarray) -> "ArrayExamples":
-        """The examples at `indices` int[M]."""
         labels = None if self.labels is None else self.labels[indices]
         return ArrayExamples(self.images[indices], labels)
 
-    def centred(self) -> "ArrayExamples":
-        """Itself: images in memory are cropped for good."""
+    def center_cropped(self) -> "ArrayExamples":
         return self
 
+    def without_labels(self) -> "ArrayExamples":
+        return ArrayExamples(self.images)
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(images uint8[N,H,W,3], labels int32[N] or None)."""
         return self.images, self.labels
 
-    def check(self) -> None:
-        """Nothing: what is in memory can be read."""
+    def check(self, indices: np.ndarray | None = None) -> None:
+        """Does nothing: images in memory can be read."""
 
     def fingerprint(self) -> str:
-        """Hex digest of the images, pixel by pixel."""
         digest = hashlib.sha256(f"arrays {self.images.shape}".encode())
         digest.update(self.images.data)
         return digest.hexdigest()
 
-    def _on_host(self) -> tf.Tensor:
+    def _host_tensor(self) -> tf.Tensor:
         if self._tensor is None:
             # Outside the graph, where the images would be a constant (of at most 2 GiB).
             with tf.init_scope(), tf.device("CPU:0"):
                 self._tensor = tf.constant(self.images)
-            # A view of the tensor, so that the images lie in memory once.
+            # A view of the tensor, so that the images are in memory once.
             self.images = np.asarray(memoryview(self._tensor))
         return self._tensor
 
 
 class FileExamples:
-    """Images in PNG or JPEG files, decoded when they are asked for.
+    """Images in files, decoded when they are loaded, or all at the first load.
 
     Args:
         paths: The files, N of them.
         labels: int[N], or None.
-        image_size: (H, W) the images are resized to.
+        image_size: (H, W) to which the images are resized.
         crop: "center", or "random" (the paper's ImageNet recipe).
+        in_memory: Whether to keep the decoded images in memory; for the center crop.
+        enlarge, background: See `decoding.decode_image`.
 
     Attributes:
-        paths, labels, image_size, crop: As given; labels as int32[N].
+        paths, crop: As given.
+        labels, image_size, is_fixed: See `Examples`.
+
+    Raises:
+        InputError: `crop` is another word.
     """
 
-    def __init__(self, paths, labels, image_size, crop: str = "center"):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: np.ndarray | None,
+        image_size: tuple[int, int],
+        crop: str = "center",
+        *,
+        in_memory: bool = False,
+        enlarge: bool = False,
+        background: tuple[int, int, int] = decoding.WHITE,
+    ):
         if crop not in CROPS:
             raise InputError(f"a crop is one of {', '.join(CROPS)}. Received: crop={crop!r}")
         self.paths = np.array([os.fspath(path) for path in paths], dtype=object)
         self.labels = None if labels is None else np.asarray(labels, "int32")
         self.image_size = tuple(image_size)
         self.crop = crop
+        self._options = {"enlarge": enlarge, "background": tuple(background)}
+        self._in_memory = in_memory
+        self._decoded = None  # ArrayExamples, once decoded
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.crop == "center"
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def order(self, positions: tf.Tensor, seed: int, shuffle: bool) -> tf.Tensor:
+        return epoch_order(positions, len(self), seed, shuffle)
+
     def load(self, indices: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """uint8[B,H,W,3] of `indices` int64[B]; `seeds` int32[B,2] place the random crops."""
-        if self.crop == "random":
+        if self._in_memory and self.is_fixed:
+            return self._array_examples().load(indices, seeds)
+        crops = None
+        if not self.is_fixed:
             uniform = tf.stack([row_uniform(seeds, stream) for stream in range(3)], axis=1)
-            draws = decoding.random_draws(uniform)
-        else:
-            draws = decoding.centre_draws(tf.size(indices))
-        with tf.init_scope(), tf.device("CPU:0"):  # a million paths are no constant for a graph
-            paths = tf.constant(self.paths.tolist())
-        return decoding.decode_batch(tf.gather(paths, indices), draws, self.image_size)
+            crops = decoding.random_crops(uniform)
+        with tf.init_scope(), tf.device("CPU:0"):  # a million paths are too many for a constant
+            paths = tf.constant([os.fsencode(path) for path in self.paths])
+        chosen = tf.gather(paths, indices)
+        return decoding.decode_files(chosen, self.image_size, crops, **self._options)
 
     def take(self, indices: np.ndarray) -> "FileExamples":
-        """The examples at `indices` int[M]."""
-        labels = None if self.labels is None else self.labels[indices]
-        return FileExamples(self.paths[indices], labels, self.image_size, self.crop)
+        taken = copy.copy(self)
+        taken.paths = self.paths[indices]
+        taken.labels = None if self.labels is None else self.labels[indices]
+        if self._decoded is not None:
+            taken._decoded = self._decoded.take(indices)
+        return taken
 
-    def centred(self) -> "FileExamples":
-        """The same files with the centre crop, for evaluations and probes."""
-        centred = copy.copy(self)
-        centred.crop = "center"
-        return centred
+    def center_cropped(self) -> "FileExamples":
+        return self.with_crop("center")
+
+    def with_crop(self, crop: str) -> "FileExamples":
+        """The same files with "center" or "random" crops."""
+        cropped = copy.copy(self)
+        cropped.crop = crop
+        return cropped
+
+    def without_labels(self) -> "FileExamples":
+        unlabelled = copy.copy(self)
+        unlabelled.labels = None
+        return unlabelled
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(images uint8[N,H,W,3], labels int32[N] or None), always with the centre crop.
-
-        Raises:
-            InputError: Names the first file that cannot be read.
-        """
-        images = np.empty((len(self), *self.image_size, 3), "uint8")
-        for group, decoded in self._groups():
-            images[group] = decoded
+        images = self._array_examples().images if self._in_memory else self._decode(self.paths)
         return images, self.labels
 
-    def check(self) -> None:
-        """Decodes every file. Raises: InputError, naming the first that cannot be read."""
-        for _ in self._groups():
-            pass
+    def check(self, indices: np.ndarray | None = None) -> None:
+        paths = self.paths if indices is None else self.paths[indices]
+        for start in range(0, len(paths), 1024):  # so many decoded images are in memory at once
+            self._decode(paths[start : start + 1024])
 
     def fingerprint(self) -> str:
-        """Hex digest of the files' paths, sizes and dates, and of how they are shown.
-
-        Raises:
-            InputError: Names the first file that cannot be found.
-        """
-        digest = hashlib.sha256(f"upright files {self.image_size} {self.crop}".encode())
-        for path in self.paths:
-            num_bytes, date = one_image.size_and_date(path)
-            digest.update(f" {path} {num_bytes} {date}".encode())
+        """Hex digest of the files' paths below their common folder, sizes and dates, and of how
+        they are shown."""
+        options = sorted(self._options.items())
+        digest = hashlib.sha256(f"files {self.image_size} {self.crop} {options}".encode())
+        paths = [os.path.abspath(path) for path in self.paths]
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        for path in tqdm(paths, desc="fingerprint", unit="file", delay=2, leave=False):
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise InputError(
+                    f"an image file cannot be read ({error.strerror}); restore it, or start again "
+                    f"without it. Received: file={path}"
+                ) from None
+            digest.update(os.fsencode(os.path.relpath(path, folder)))
+            digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
         return digest.hexdigest()
 
-    def _groups(self) -> Iterator[tuple[slice, list[np.ndarray]]]:
-        with ThreadPoolExecutor() as threads:
-            for start in range(0, len(self), _READ_AHEAD):
-                group = slice(start, start + _READ_AHEAD)
-                yield group, self._decoded(threads, self.paths[group])
+    def _array_examples(self) -> ArrayExamples:
+        if self._decoded is None:
+            self._decoded = ArrayExamples(self._decode(self.paths))
+        return self._decoded
 
-    def _decoded(self, threads: ThreadPoolExecutor, paths: np.ndarray) -> list[np.ndarray]:
-        if not self._files_are_small:
-            return list(threads.map(self._decode, paths))
-        # Threads that decode tiny files only wait for the interpreter's lock; let them read ahead.
-        contents = threads.map(one_image.read, paths)
-        return [
-            one_image.decode(content, path, self.image_size)
-            for path, content in zip(paths, contents, strict=True)
-        ]
-
-    def _decode(self, path: str) -> np.ndarray:
-        return one_image.decode(one_image.read(path), path, self.image_size)
-
-    @functools.cached_property
-    def _files_are_small(self) -> bool:
-        some = self.paths[:: max(1, len(self) // 16)]
-        sizes = [os.path.getsize(path) for path in some if os.path.exists(path)]
-        return not sizes or np.mean(sizes) < _SMALL_FILE
+    def _decode(self, paths: np.ndarray) -> np.ndarray:
+        return decoding.load_images(paths, self.image_size, **self._options)

@@ -6,15 +6,14 @@ import struct
 
 import numpy as np
 
-from igpt_tf.data.images import size_pair
 from igpt_tf.data.sources import Source, array_examples, heldout_split, register
 from igpt_tf.errors import InputError
 
-_CLOTHES = (
+_CLOTHING = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-_UNSIGNED_BYTE = 8  # idx's code for the type
+_UNSIGNED_BYTE = 8  # code of the element type in an idx file
 
 
 @register
@@ -25,8 +24,8 @@ def mnist(*, directory: str, image_size=(28, 28), heldout: float = 0.1, seed: in
         directory: Holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the `t10k` pair,
             each plain or with `.gz`.
         image_size: (H, W), at most the files' own.
-        heldout: The share of the training part held out as `valid`.
-        seed: Of the split.
+        heldout: Fraction of the training part held out as `valid`.
+        seed: Random seed of that split.
 
     Raises:
         InputError: A file is missing, cut or not an idx file.
@@ -40,8 +39,8 @@ def mnist(*, directory: str, image_size=(28, 28), heldout: float = 0.1, seed: in
 def fashion_mnist(
     *, directory: str, image_size=(28, 28), heldout: float = 0.1, seed: int = 0
 ) -> Source:
-    """Fashion-MNIST; as `mnist`, with the names of its clothes."""
-    return _source(directory, image_size, heldout, seed, _CLOTHES)
+    """Fashion-MNIST; as `mnist`, with the names of its classes."""
+    return _source(directory, image_size, heldout, seed, _CLOTHING)
 
 
 def _source(directory, image_size, heldout, seed, class_names) -> Source:
@@ -49,7 +48,7 @@ def _source(directory, image_size, heldout, seed, class_names) -> Source:
         array_examples(
             _read(directory, f"{part}-images", 3),
             _read(directory, f"{part}-labels", 1),
-            size_pair(image_size),
+            image_size,
             len(class_names),
             directory,
         )
@@ -96,8 +95,8 @@ def _parse(file, rank: int) -> np.ndarray:
         )
     shape = struct.unpack(f">{rank}I", header[4:])
     size = int(np.prod(shape, dtype="object"))
-    # One byte more than announced, to see too long a file; chunked, so that a lying header
-    # asks for no memory.
+    # One byte more than announced, to detect a file that is too long; in chunks, so that a wrong
+    # header does not allocate memory.
     content = bytearray()
     while len(content) <= size and (chunk := file.read(min(2**20, size + 1 - len(content)))):
         content += chunk

@@ -1,124 +1,248 @@
-"""A folder of PNG and JPEG files."""
+"""A folder of image files."""
 
+import collections
 import os
+from concurrent.futures import ThreadPoolExecutor
 
-from igpt_tf.data.examples import CROPS, ArrayExamples, FileExamples
-from igpt_tf.data.images import size_pair
-from igpt_tf.data.sources import Examples, Source, heldout_split, register
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from igpt_tf.data import decoding
+from igpt_tf.data.decoding import WHITE, size_pair
+from igpt_tf.data.examples import CROPS, FileExamples
+from igpt_tf.data.sources import Source, heldout_split, register
 from igpt_tf.errors import InputError
+from igpt_tf.files import IMAGE_ENDINGS, list_folder
 
-_ENDINGS = (".png", ".jpg", ".jpeg")
+# Names of the folders of the parts, in any case.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "valid": ("valid", "val", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+SMALL_IMAGES = ("refuse", "skip", "enlarge")
 _MEMORY_BOUND = 8 * 2**30  # bytes of decoded images; more stay in their files
 
 
 @register
 def image_folder(
-    *, directory: str, image_size, heldout: float = 0.04, seed: int = 0, crop: str = "center"
+    *,
+    directory: str,
+    image_size: int | tuple[int, int],
+    heldout: float = 0.04,
+    seed: int = 0,
+    crop: str = "center",
+    small_images: str = "refuse",
+    background: tuple[int, int, int] = WHITE,
 ) -> Source:
-    """Images under `directory`: `train/CLASS/*`, or `train/*`, `CLASS/*` or `*` directly.
+    """Image files in `directory`, sorted into parts and classes by their folders.
 
-    A part `valid/` (or `val/`) is used where it exists, else a share of the training part is held
-    out; a part `test/` likewise is optional. Images without class folders have no labels.
+        train/CLASS/*  train/*  CLASS/*  *
 
-    With the centre crop, images that fit into 8 GiB are decoded once, into memory.
+    The folders of the parts are called train or training; valid, val, validation or dev; test or
+    testing; in any case. Without a folder of the valid part, a fraction of the training part is
+    held out. A class folder may contain folders; all images in them belong to the class. Images
+    without class folders have no labels. Prints how many files were found, used and left out.
+
+    With the center crop, images that fit into 8 GiB are decoded once, into memory.
 
     Args:
         directory: The folder.
-        image_size: (H, W); larger images are shrunk by area, smaller ones refused. Photographs
-            stored sideways are turned upright first, as their EXIF says.
-        heldout: The share of the training part held out where no `valid/` exists.
-        seed: Of the split.
-        crop: "center", or "random" for the training part: the paper's ImageNet recipe, afresh
-            each time an image is shown.
+        image_size: (H, W) to which the images are resized; see `decoding.decode_image`.
+        heldout: Fraction of the training part held out as `valid`, if there is no such folder.
+        seed: Random seed of that split.
+        crop: "center", or "random" for the training part: the paper's ImageNet recipe, another
+            crop each time an image is used.
+        small_images: What to do with images smaller than `image_size`: "refuse", "skip" or
+            "enlarge". The latter two read the size of every file first.
+        background: RGB of the page that shows through transparent pixels.
 
     Raises:
-        InputError: The folder is missing, empty or mixed, or an image is corrupt or too small.
+        InputError: The folder is missing or empty, or it is ambiguous which images belong to which
+            part and class.
 
     Source: paper, section 3.1 (ImageNet: 4 % held out).
     """
     image_size = size_pair(image_size)
-    if crop not in CROPS:
-        raise InputError(f"a crop is one of {', '.join(CROPS)}. Received: crop={crop!r}")
-    class_names, parts = _parts(directory, image_size)
-    if "valid" not in parts:
-        parts["train"], parts["valid"] = heldout_split(parts["train"], heldout, seed)
-    if crop == "random":
-        files = parts.pop("train")
-        train = FileExamples(files.paths, files.labels, image_size, crop="random")
-        parts = {"train": train, **_in_memory(parts)}
-    else:
-        parts = _in_memory(parts)
-    return Source(parts["train"], parts["valid"], parts.get("test"), class_names)
-
-
-def _in_memory(parts: dict[str, FileExamples]) -> dict[str, Examples]:
-    height, width = next(iter(parts.values())).image_size
-    if sum(map(len, parts.values())) * height * width * 3 > _MEMORY_BOUND:
-        return parts
-    return {name: ArrayExamples(*files.arrays()) for name, files in parts.items()}
-
-
-def _parts(directory: str, image_size) -> tuple[tuple[str, ...] | None, dict[str, FileExamples]]:
-    """(class names or None, {"train": ..., and "valid", "test" where they exist})."""
+    _check_choice("crop", crop, CROPS)
+    _check_choice("small_images", small_images, SMALL_IMAGES)
+    if len(background) != 3 or not all(level in range(256) for level in background):
+        raise InputError(f"a background is three numbers from 0 to 255. Received: {background=}")
     if not os.path.isdir(directory):
         raise InputError(
             f"no such folder; give one with train/CLASS/*.png in it. Received: {directory=}"
         )
-    roots = {"train": directory}
-    if os.path.isdir(os.path.join(directory, "train")):
-        folders = {"train": "train", "val": "valid", "valid": "valid", "test": "test"}
-        inside = {name: os.path.join(directory, name) for name in folders}
-        roots = {folders[name]: path for name, path in inside.items() if os.path.isdir(path)}
-    class_names = _class_names(roots["train"])
-    return class_names, {
-        part: _files(root, class_names, image_size) for part, root in roots.items()
-    }
-
-
-def _class_names(root: str) -> tuple[str, ...] | None:
-    folders, images = _listing(root)
-    if folders and images:
-        raise InputError(
-            "a folder holds both images and folders; keep class folders only, or images only. "
-            f"Received: directory={root}, folder={folders[0]}, image={images[0]}"
+    listing = list_folder(directory)
+    left_out = dict(listing.left_out)
+    folders = _part_folders(directory, listing.images)
+    parts, left_over = _by_part(folders, listing.images)
+    if left_over:
+        left_out["beside the folders of the parts"] = left_over
+    class_names = _class_names(directory, parts)
+    _check_not_empty(directory, listing.folders, folders, parts)
+    if small_images != "refuse":
+        small = _find_small(
+            directory, [name for part in parts.values() for name in part], image_size
         )
-    return tuple(folders) or None
+        if small_images == "skip":
+            left_out["smaller than image_size"] = sorted(small)
+            for images in parts.values():
+                for name in small & images.keys():
+                    del images[name]
+            _check_not_empty(directory, listing.folders, folders, parts)
+    num_images = sum(map(len, parts.values()))
+    in_memory = num_images * image_size[0] * image_size[1] * 3 <= _MEMORY_BOUND
+
+    def examples(part):
+        labels = (
+            None if class_names is None else [class_names.index(c) for c in parts[part].values()]
+        )
+        return FileExamples(
+            [os.path.join(directory, name) for name in parts[part]],
+            labels,
+            image_size,
+            in_memory=in_memory,
+            enlarge=small_images == "enlarge",
+            background=tuple(background),
+        )
+
+    found = {part: examples(part) for part in parts}
+    train, valid = found["train"], found.get("valid")
+    if valid is None:
+        train, valid = heldout_split(train, heldout, seed)
+    source = Source(train.with_crop(crop), valid, found.get("test"), class_names)
+    _print_account(directory, listing.images, source, left_out)
+    if small_images == "enlarge" and small:
+        print(f"{len(small):,} images are smaller than image_size and are enlarged")
+    return source
 
 
-def _files(root: str, class_names, image_size) -> FileExamples:
-    names = _class_names(root)
-    if names is None or class_names is None:
-        if names:
+def _part_folders(directory: str, images: list[str]) -> dict[str, str]:
+    """{part: folder}, {"train": ""} without such folders. Raises InputError if it is ambiguous."""
+    counts = collections.Counter(name.split(os.sep)[0] for name in images if os.sep in name)
+    folders = {}
+    for entry in sorted(os.listdir(directory)):
+        part = next((part for part, names in SPLIT_NAMES.items() if entry.lower() in names), None)
+        if part is None or not os.path.isdir(os.path.join(directory, entry)):
+            continue
+        if part in folders:
             raise InputError(
-                "a part has class folders and the training part has none; sort both or neither. "
-                f"Received: directory={root}, folder={names[0]}"
+                f"two folders of the {part} part; merge them or rename one. "
+                f"Received: {directory=}, folders={folders[part]}, {entry}"
             )
-        return FileExamples(_images(root), None, image_size)
-    strangers = [name for name in names if name not in class_names]
-    if strangers:
+        folders[part] = entry
+    if not folders:
+        return {"train": ""}
+    others = [folder for folder in counts if folder not in folders.values()]
+    names = ", ".join(folders.values())
+    if others:
         raise InputError(
-            "a part has a class that the training part lacks; rename or remove its folder. "
-            f"Received: directory={root}, folder={strangers[0]}"
+            f"it is ambiguous whether {names} are parts of the data set or classes, beside "
+            f"{', '.join(others[:3])}: move the class folders into one of the part, train/CLASS, "
+            f"or rename the class. Received: {directory=}"
         )
-    found = [(path, name) for name in names for path in _images(os.path.join(root, name))]
-    paths, labels = zip(*found, strict=True)
-    return FileExamples(paths, [class_names.index(name) for name in labels], image_size)
-
-
-def _images(folder: str) -> list[str]:
-    images = [os.path.join(folder, name) for name in _listing(folder)[1]]
-    if not images:
+    if "train" not in folders:
         raise InputError(
-            f"a folder holds no images ({', '.join(_ENDINGS)}); put some there or remove it. "
-            f"Received: directory={folder}"
+            f"there is a folder {names}, but none called train; add it, or rename {names}. "
+            f"Received: {directory=}"
         )
-    return images
+    return folders
 
 
-def _listing(folder: str) -> tuple[list[str], list[str]]:
-    """(folders, image files), sorted, hidden ones left out."""
-    with os.scandir(folder) as entries:
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
-    images = sorted(entry.name for entry in entries if entry.name.lower().endswith(_ENDINGS))
-    return folders, [name for name in images if name not in folders]
+def _by_part(folders: dict[str, str], images: list[str]) -> tuple[dict, list[str]]:
+    """({part: {image: its class or None}}, images in no part)."""
+    parts, left_over = {part: {} for part in folders}, []
+    part_of = {folder: part for part, folder in folders.items()}
+    for name in images:
+        folder, rest = name.split(os.sep, 1) if "" not in part_of and os.sep in name else ("", name)
+        if folder not in part_of:
+            left_over.append(name)
+            continue
+        inside = rest.split(os.sep)
+        parts[part_of[folder]][name] = inside[0] if len(inside) > 1 else None
+    return parts, left_over
+
+
+def _class_names(directory: str, parts: dict) -> tuple[str, ...] | None:
+    """The names of the training part's classes, or None. Raises: InputError."""
+    for images in parts.values():
+        flat = [name for name, label in images.items() if label is None]
+        nested = [name for name, label in images.items() if label is not None]
+        if flat and nested:
+            raise InputError(
+                "a folder holds both images and folders of images; keep class folders only, or "
+                f"images only. Received: {directory=}, image={flat[0]}, in a folder={nested[0]}"
+            )
+    names = {part: sorted({label for label in images.values() if label is not None})
+             for part, images in parts.items()}  # fmt: skip
+    for part, classes in names.items():
+        if bool(classes) != bool(names["train"]) and parts[part]:
+            raise InputError(
+                f"only one of the parts train and {part} has class folders; sort both or neither. "
+                f"Received: {directory=}"
+            )
+        unknown = [name for name in classes if name not in names["train"]]
+        if unknown:
+            raise InputError(
+                f"the {part} part has a class that the training part lacks; rename or remove its "
+                f"folder. Received: {directory=}, class={unknown[0]}"
+            )
+    return tuple(names["train"]) or None
+
+
+def _check_not_empty(directory: str, all_folders, part_folders, parts: dict) -> None:
+    """Raises InputError if a part or one of its class folders holds no images."""
+    for part, folder in part_folders.items():
+        images = parts[part]
+        expected = [folder]
+        if any(images.values()):  # class names
+            expected += [path for path in all_folders if path and os.path.dirname(path) == folder]
+        for path in expected:
+            if not any(name.startswith(os.path.join(path, "")) or not path for name in images):
+                raise InputError(
+                    f"a folder holds no images ({', '.join(IMAGE_ENDINGS)}); put some there or "
+                    f"remove it. Received: folder={os.path.join(directory, path)}"
+                )
+
+
+def _find_small(directory: str, names: list[str], image_size: tuple[int, int]) -> set[str]:
+    """The images smaller than `image_size`. Raises: InputError, naming a file without a size."""
+    # A session of its own: TensorFlow's runtime must not start before the strategy is made.
+    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, use_per_session_threads=True)
+    with tf.Graph().as_default(), tf.compat.v1.Session(config=config) as session:
+        path = tf.compat.v1.placeholder(tf.string, [])
+        size_of = session.make_callable(decoding.upright_size(tf.io.read_file(path)), [path])
+
+        def is_small(name):
+            file = os.path.join(directory, name)
+            try:
+                return bool(np.any(size_of(os.fsencode(file)) < image_size))
+            except tf.errors.OpError as error:
+                raise decoding.refusal(error, file) from None
+
+        with ThreadPoolExecutor() as threads:
+            found = threads.map(is_small, names)
+            found = tqdm(found, "image sizes", len(names), unit="file", delay=2, leave=False)
+            return {name for name, small in zip(names, found, strict=True) if small}
+
+
+def _print_account(directory: str, found: list[str], source: Source, left_out: dict) -> None:
+    parts = {"train": source.train, "valid": source.valid, "test": source.test}
+    sizes = ", ".join(f"{part} {len(each):,}" for part, each in parts.items() if each is not None)
+    used = sum(len(each) for each in parts.values() if each is not None)
+    line = f"{directory}: {len(found):,} image files, {used:,} used ({sizes})"
+    if source.class_names is not None:
+        classes = ", ".join(source.class_names[:5]) + (", ..." if source.class_names[5:] else "")
+        line += f", {len(source.class_names)} classes ({classes})"
+    for reason, names in left_out.items():
+        if names:
+            line += f"\n  left out: {len(names):,} {reason} (such as {names[0]})"
+    print(line.encode("utf-8", "backslashreplace").decode())
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(
+            f"image_folder.{name} is one of {', '.join(choices)}. Received: {name}={value!r}"
+        )

@@ -1,6 +1,5 @@
-"""A mixture: several sources, shown in fixed proportions."""
+"""A mixture of several sources in fixed proportions."""
 
-import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -9,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import tensorflow as tf
 
-from igpt_tf.data.sources import Examples, Source, register, source_from_description
+from igpt_tf.data.examples import Examples
+from igpt_tf.data.sources import Source, register, source_from_description
 from igpt_tf.data.stateless_random import epoch_order
 from igpt_tf.errors import InputError
 
@@ -17,31 +17,27 @@ _MOST_SHARES = 10**6  # positions times shares must stay below 2**63
 
 
 class MixedExamples:
-    """Components one after the other, and which of them stands at each position of a run.
+    """Several examples one after the other; each has a fixed fraction of the positions of a run.
 
-    Positions are dealt out like the dots of a digital line: of the first p positions, component 0
-    with c_0 of C shares has exactly floor(p c_0 / C); what remains is numbered anew, 0, 1, 2, ...,
-    and dealt to the others in the same way. So
+    Positions are dealt out as the pixels of a digital line are: of the first p positions, part 0
+    with c_0 of C shares has exactly floor(p c_0 / C); the others are numbered anew, 0, 1, 2, ...,
+    and dealt to the other parts in the same way. Therefore:
 
-    * a position's component and its place among that component's own positions are arithmetic:
-      nothing is drawn and no history is needed, and two shards or a resumed run agree;
-    * every stretch of positions, thus every batch, has each component's share to within the number
-      of components, which independent draws would not give;
-    * own places are 0, 1, 2, ... without gaps, so a component goes through epochs of its own, each
-      a permutation: no image comes again before all of its component came.
-
-    The regular pattern of components shows the network nothing: which image it is, is as random
-    as ever.
+    * the part of a position, and its number among the positions of that part, are arithmetic:
+      they need no random numbers and no history, and all shards and resumed runs agree;
+    * every interval of positions, and so every batch, has each part's share to within the number
+      of parts, which independent random choices would not give;
+    * the numbers within a part are 0, 1, 2, ... without gaps, so a part goes through epochs of its
+      own, each a permutation: no image repeats before all images of its part were used.
 
     Args:
         parts: Examples of equal image_size; all with labels, or labels are left out.
-        shares: Positive integers, one a part.
+        shares: Positive integers, one per part.
         labelled: Whether the labels of the parts mean the same classes.
 
     Attributes:
         parts, shares: As given, without common divisors.
-        labels: int32[N] or None.
-        image_size: (H, W).
+        labels, image_size, is_fixed: See `Examples`.
     """
 
     def __init__(self, parts: Sequence[Examples], shares: Sequence[int], labelled: bool):
@@ -52,11 +48,14 @@ class MixedExamples:
         self.image_size = parts[0].image_size
         self._starts = np.cumsum([0, *map(len, parts)])  # of each part's indices
 
+    @property
+    def is_fixed(self) -> bool:
+        return all(part.is_fixed for part in self.parts)
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def order(self, positions: tf.Tensor, seed: int, shuffle: bool) -> tf.Tensor:
-        """int64[b]: which image stands at each of `positions` int64[b]."""
         parts, places = deal(positions, self.shares)
         indices = tf.zeros_like(positions)
         for number, part in enumerate(self.parts):
@@ -65,7 +64,6 @@ class MixedExamples:
         return indices
 
     def load(self, indices: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """uint8[B,H,W,3] of `indices` int64[B]; `seeds` int32[B,2] are for the parts' crops."""
         starts = tf.constant(self._starts[1:], tf.int64)
         numbers = tf.cast(tf.searchsorted(starts, indices, side="right"), tf.int32)
         rows = tf.dynamic_partition(tf.range(tf.size(indices)), numbers, len(self.parts))
@@ -78,97 +76,109 @@ class MixedExamples:
 
     def take(self, indices: np.ndarray) -> "MixedExamples":
         """The examples at `indices` int[M], part by part: the order inside each part is kept."""
-        indices = np.asarray(indices)
-        numbers = np.searchsorted(self._starts[1:], indices, side="right")
-        kept = [number for number in range(len(self.parts)) if (numbers == number).any()]
-        parts = [self.parts[k].take(indices[numbers == k] - self._starts[k]) for k in kept]
-        return MixedExamples(parts, [self.shares[k] for k in kept], self.labels is not None)
+        taken = [(number, rows) for number, rows in self._by_part(indices) if len(rows)]
+        parts = [self.parts[number].take(rows) for number, rows in taken]
+        shares = [self.shares[number] for number, _ in taken]
+        return MixedExamples(parts, shares, self.labels is not None)
 
-    def centred(self) -> "MixedExamples":
-        """The same mixture, every part with the centre crop."""
-        centred = copy.copy(self)
-        centred.parts = tuple(part.centred() for part in self.parts)
-        return centred
+    def center_cropped(self) -> "MixedExamples":
+        return self._with_parts([part.center_cropped() for part in self.parts])
+
+    def without_labels(self) -> "MixedExamples":
+        return MixedExamples(self.parts, self.shares, labelled=False)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(images uint8[N,H,W,3], labels int32[N] or None)."""
         return np.concatenate([part.arrays()[0] for part in self.parts]), self.labels
 
-    def check(self) -> None:
-        """Checks every part. Raises: InputError."""
-        for part in self.parts:
-            part.check()
+    def check(self, indices: np.ndarray | None = None) -> None:
+        chosen = np.arange(len(self)) if indices is None else indices
+        for number, rows in self._by_part(chosen):
+            self.parts[number].check(rows)
 
     def fingerprint(self) -> str:
-        """Hex digest of the parts' fingerprints and shares. Raises: InputError."""
         parts = [part.fingerprint() for part in self.parts]
         return hashlib.sha256(f"mixture {parts} {self.shares}".encode()).hexdigest()
 
+    def _by_part(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """(number of the part, indices int[M] within it) for each part."""
+        indices = np.asarray(indices)
+        numbers = np.searchsorted(self._starts[1:], indices, side="right")
+        return [
+            (number, indices[numbers == number] - start)
+            for number, start in enumerate(self._starts[:-1])
+        ]
+
+    def _with_parts(self, parts: Sequence[Examples]) -> "MixedExamples":
+        return MixedExamples(parts, self.shares, self.labels is not None)
+
 
 def deal(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Deals positions to components in proportion to `shares`.
+    """Deals positions to parts in proportion to `shares`.
 
     Args:
         positions: int64[b].
         shares: c_0, c_1, ...: positive integers.
 
     Returns:
-        (component int64[b], place int64[b] among the positions of that component, from 0).
+        (part int64[b], number int64[b] among the positions of that part, from 0).
     """
     total, rest = sum(shares), positions
-    components, places = tf.zeros_like(positions) - 1, tf.zeros_like(positions)
-    for number, share in enumerate(shares):
+    parts, numbers = tf.zeros_like(positions) - 1, tf.zeros_like(positions)
+    for part, share in enumerate(shares):
         before = rest * share // total
-        is_free = components < 0
-        is_mine = is_free & ((rest + 1) * share // total > before)
-        components = tf.where(is_mine, np.int64(number), components)
-        places = tf.where(is_mine, before, places)
+        is_free = parts < 0
+        is_dealt = is_free & ((rest + 1) * share // total > before)
+        parts = tf.where(is_dealt, np.int64(part), parts)
+        numbers = tf.where(is_dealt, before, numbers)
         rest, total = rest - before, total - share
-    return components, places
+    return parts, numbers
 
 
 @register
 def mixture(*, sources: Sequence[Source | dict], weights: Sequence[float] | None = None) -> Source:
     """Several data sets in one training part, each with its share of every batch.
 
-    The held-out and test parts are the first source's alone, so that losses compare with runs on
-    it; those of the others are not used. Labels are kept only where all sources have labels of
-    the same class names. A random crop is each source's own affair; `train.augmentation` is
-    applied to all.
+    The held-out and test parts are those of the first source, so that losses compare with runs on
+    it; those of the others are not used. Labels are kept only if all sources have labels of the
+    same class names. A random crop belongs to its source; `train.augmentation` applies to all.
 
     Args:
         sources: Built by gin (`[@image_folder(), @web/tfrecords()]`), or descriptions.
-        weights: Their shares of the images shown, in any unit; None is in proportion to their
-            sizes, so that every image comes equally often.
+        weights: Their shares of the training images, in any unit; None is in proportion to their
+            sizes, so that every image is used equally often.
 
     Raises:
         InputError: Sizes differ, a source is a mixture itself, or the weights are not positive
-            numbers of few digits, one a source.
+            numbers of few digits, one per source.
 
-    Source: paper, section 3.1 (iGPT-XL: ImageNet and 100 M web images; the shares are not told).
+    Source: paper, section 3.1 (iGPT-XL: ImageNet and 100 M web images; the shares are not given).
     """
-    sources = [_built(source) for source in sources]
+    sources = [
+        source if isinstance(source, Source) else source_from_description(source)
+        for source in sources
+    ]
     sizes = {source.image_size for source in sources}
     if len(sizes) != 1:
         raise InputError(
-            "a mixture takes one source or more, all of one image_size. "
+            "a mixture takes at least one source, all of one image_size. "
             f"Received: image_sizes={sorted(sizes)}"
+        )
+    if any(source.name == "mixture" for source in sources):
+        raise InputError(
+            "a mixture contains a mixture; list all sources in one mixture.sources. "
+            f"Received: sources={[source.name for source in sources]}"
         )
     first = sources[0]
     labelled = first.class_names is not None and all(
         source.class_names == first.class_names for source in sources
     )
     parts = [source.train for source in sources]
-    if any(isinstance(part, MixedExamples) for part in parts):
-        raise InputError("a mixture within a mixture; list all sources in one mixture.sources")
     shares = list(map(len, parts)) if weights is None else _shares(weights, len(parts))
-    heldout = [part if labelled else _unlabelled(part) for part in (first.valid, first.test)]
     train = MixedExamples(parts, shares, labelled)
-    return Source(train, *heldout, first.class_names if labelled else None)
-
-
-def _built(source: Source | dict) -> Source:
-    return source if isinstance(source, Source) else source_from_description(source)
+    if labelled:
+        return Source(train, first.valid, first.test, first.class_names)
+    test = first.test and first.test.without_labels()
+    return Source(train, first.valid.without_labels(), test, None)
 
 
 def _shares(weights: Sequence[float], count: int) -> list[int]:
@@ -183,13 +193,6 @@ def _shares(weights: Sequence[float], count: int) -> list[int]:
         if sum(shares) // math.gcd(*shares) <= _MOST_SHARES:
             return shares
     raise InputError(
-        "mixture.weights are positive numbers, one a source, such as [0.3, 0.7], of few digits. "
+        "mixture.weights are positive numbers, one per source, of few digits, such as [0.3, 0.7]. "
         f"Received: weights={list(weights)}, sources={count}"
     )
-
-
-def _unlabelled(examples: Examples | None) -> Examples | None:
-    examples = copy.copy(examples)
-    if examples is not None:
-        examples.labels = None
-    return examples

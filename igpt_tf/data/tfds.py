@@ -1,10 +1,13 @@
 """Any image data set of TensorFlow Datasets, loaded into memory."""
 
-import numpy as np
+import difflib
 
+import numpy as np
+from tqdm import tqdm
+
+from igpt_tf.data.decoding import size_pair
 from igpt_tf.data.examples import ArrayExamples
-from igpt_tf.data.images import check_not_smaller, fit, size_pair
-from igpt_tf.data.sources import Source, heldout_split, register
+from igpt_tf.data.sources import Source, heldout_split, register, resize_arrays
 from igpt_tf.errors import InputError
 
 
@@ -18,9 +21,9 @@ def tfds_dataset(
         name: Such as "svhn_cropped" or "stl10:1.0.0". It has features `image` (uint8) and, if
             labelled, `label`, and a split `train`; `validation` and `test` are used if there.
         image_size: (H, W); larger images are shrunk by area, smaller ones refused.
-        heldout: The share of `train` held out where there is no `validation`.
-        seed: Of the split.
-        data_dir: Where TFDS keeps its data; its own default otherwise.
+        heldout: Fraction of `train` held out if there is no `validation`.
+        seed: Random seed of that split.
+        data_dir: Folder of TFDS' data; None is TFDS' default.
 
     Raises:
         InputError: No such data set, it cannot be fetched, or it is not one of images.
@@ -50,9 +53,15 @@ def _prepared(name: str, data_dir: str | None):
         builder.download_and_prepare()
     # No such name, no network, no disk space, a changed checksum: each has an error of its own.
     except Exception as error:
+        stem = name.split(":")[0].split("/")[0]
+        known = tfds.list_builders(with_community_datasets=False)
+        if stem not in known:
+            close = difflib.get_close_matches(stem, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "see TFDS' catalogue."
+            raise InputError(f"TFDS has no such data set; {hint} Received: {name=}") from None
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(
-            f"TFDS cannot provide this data set ({reason}); check its name and the network. "
+            f"TFDS cannot provide this data set ({reason}); check its version and the network. "
             f"Received: {name=}, {data_dir=}"
         ) from None
     features = builder.info.features
@@ -68,19 +77,24 @@ def _load(builder, split: str, labelled: bool, image_size) -> ArrayExamples:
     import tensorflow_datasets as tfds
 
     images, labels = [], []
-    for example in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)):
-        images.append(_fit(example["image"], image_size, builder.name))
+    examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+    total = builder.info.splits[split].num_examples
+    for example in tqdm(examples, f"reading {split}", total, delay=2, leave=False):
+        images.append(_resize(example["image"], image_size, builder.name))
         labels.append(example["label"] if labelled else -1)
     return ArrayExamples(np.stack(images), np.asarray(labels) if labelled else None)
 
 
-def _fit(image: np.ndarray, image_size, name: str) -> np.ndarray:
+def _resize(image: np.ndarray, image_size, name: str) -> np.ndarray:
+    """uint8[H,W,3] of uint8[h,w,C], transparency composited on white."""
     if image.dtype != np.uint8:
         raise InputError(f"the TFDS data set's images are not uint8. Received: {name=}")
-    try:
-        check_not_smaller(image.shape[:2], image_size)
-    except InputError as error:
-        raise InputError(f"{error}. Received: {name=}") from None
+    if image.shape[-1] in (2, 4):
+        opacity = image[..., -1:].astype("int32")
+        image = ((image[..., :-1] * opacity + 255 * (255 - opacity) + 127) // 255).astype("uint8")
     if image.shape[-1] == 1:
         image = np.repeat(image, 3, axis=-1)
-    return fit(image[..., :3], image_size)  # without transparency
+    try:
+        return resize_arrays(image[None], image_size)[0]
+    except InputError as error:
+        raise InputError(f"{error}. Received: {name=}") from None

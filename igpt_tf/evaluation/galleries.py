@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from igpt_tf import config, files, runtime
 from igpt_tf.data import Source
-from igpt_tf.data.images import decode, read
+from igpt_tf.data.decoding import load_images
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.plots import run_name
 from igpt_tf.evaluation.splits import resolve_source
@@ -224,7 +224,7 @@ def load_originals(
                 "the path does not exist; repeat the flag for several paths: --images=A "
                 f"--images=B. Received: images={path}"
             )
-    found = _list_images(paths)
+    found = files.list_images(paths)
     note = ""
     if len(found) > num_images:
         note = (
@@ -232,27 +232,6 @@ def load_originals(
             f"(--num_images={len(found)} for all)"
         )
     return load_images(found[:num_images], model.image_size), note
-
-
-def load_images(paths: Sequence[str], image_size: tuple[int, int]) -> np.ndarray:
-    """uint8[N,H,W,3]. Raises: InputError: One is missing, corrupt or too small."""
-    return np.stack([decode(read(path), path, image_size) for path in paths])
-
-
-def _list_images(paths: Sequence[str]) -> list[str]:
-    """The image files of folders, and files themselves. Raises: InputError: There are none."""
-    found = []
-    for path in paths:
-        names = sorted(os.listdir(path)) if os.path.isdir(path) else None
-        endings = (".png", ".jpg", ".jpeg")
-        found += (
-            [path]
-            if names is None
-            else [os.path.join(path, name) for name in names if name.lower().endswith(endings)]
-        )
-    if not found:
-        raise InputError(f"no images there (.png, .jpg). Received: images={', '.join(paths)}")
-    return found
 
 
 def load_mask(path: str, image_size: tuple[int, int]) -> np.ndarray:

@@ -88,9 +88,9 @@ def decode_upload(content: bytes, name: str, image_size: tuple[int, int]) -> np.
         InputError: The file is empty, too large, not an image, damaged, or smaller than the model's
             images.
     """
-    from igpt_tf.data.images import decode  # imports TensorFlow
+    from igpt_tf.data.decoding import decode_bytes  # imports TensorFlow
 
-    return decode(content, name, image_size)[None]
+    return decode_bytes(content, image_size, name=name)[None]
 
 
 def _convert(content, fields: type):

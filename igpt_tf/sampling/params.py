@@ -7,10 +7,9 @@ TensorFlow.
 import dataclasses
 
 from igpt_tf.errors import InputError
+from igpt_tf.files import MAX_FILE_BYTES, MAX_FILE_PIXELS  # noqa: F401  (limits of a request too)
 
 MAX_IMAGES = 4096  # per request
-MAX_FILE_BYTES = 2**25  # of an image file
-MAX_FILE_PIXELS = 2**25  # of the image in that file
 _MAX_INT32 = 2**31 - 1
 
 # name -> (description of the valid range, test of a value). The tests accept Python numbers, NumPy

@@ -338,8 +338,8 @@ def _agree(one: dict, three: dict) -> bool:
 def _invalid_inputs(sizes: dict[str, int]) -> list[tuple[str, np.ndarray, str]]:
     """(input, a value that must be rejected, a word of the error)."""
     return [
-        ("image_bytes", byte_strings([b"not an image"]), "PNG or JPEG"),
-        ("image_bytes", byte_strings([b""]), "bytes"),
+        ("image_bytes", byte_strings([b"not an image"]), "PNG, JPEG"),
+        ("image_bytes", byte_strings([b""]), "empty"),
         ("image_bytes", byte_strings([_image_of_many_pixels()]), "pixels"),
         ("num_images", np.int32(0), "num_images"),
         ("num_images", np.int32(MAX_IMAGES + 1), "num_images"),

@@ -9,9 +9,10 @@ import inspect
 
 import tensorflow as tf
 
+from igpt_tf.data.decoding import decode_images
 from igpt_tf.sampling.params import LIMITS
 from igpt_tf.sampling.sampler import complete, inpaint, sample
-from igpt_tf.savedmodel import pixels, spec
+from igpt_tf.savedmodel import spec
 
 
 class SignatureFunctions:
@@ -91,7 +92,7 @@ class SignatureFunctions:
         return {"images": self._images(tokens), "tokens": tokens}
 
     def _read_files(self, image_bytes):
-        return pixels.read_files(image_bytes, self.network.image_size)
+        return decode_images(image_bytes, self.network.image_size)
 
 
 def build_functions(functions: SignatureFunctions, metadata: dict) -> dict:

@@ -21,7 +21,6 @@ from igpt_tf.serving.transports import RequestRefused
 
 _NUM_NAMED = 3  # files left out that an error names
 _UNKNOWN_GREY = 160
-_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,20 +251,13 @@ def list_images(paths: list[str] | None) -> list[str]:
     Raises:
         InputError: There are none, or too many.
     """
-    found = [file for path in paths or () for file in _image_files(path)]
+    found = files.list_images(paths or ())
     if not 1 <= len(found) <= MAX_IMAGES:
         raise InputError(
             f"name 1 to {MAX_IMAGES} image files, or folders of them. "
             f"Received: {len(found)} files, images={paths}"
         )
     return found
-
-
-def _image_files(path: str) -> list[str]:
-    if not os.path.isdir(path):
-        return [path]
-    names = sorted(name for name in os.listdir(path) if name.lower().endswith(_ENDINGS))
-    return [os.path.join(path, name) for name in names]
 
 
 def read_image_file(path: str) -> bytes:
@@ -292,9 +284,9 @@ def read_image_file(path: str) -> bytes:
 def _decode(path: str, image_size: tuple[int, int]) -> np.ndarray:
     """Returns uint8[H,W,3], resized and cropped as for training."""
     runtime.import_tensorflow()
-    from igpt_tf.data.images import decode
+    from igpt_tf.data.decoding import decode_bytes
 
-    return decode(read_image_file(path), path, image_size)
+    return decode_bytes(read_image_file(path), image_size, name=path)
 
 
 def _write_json(workdir: str, name: str, report: Report, content: dict) -> None:

@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from igpt_tf.data import ArrayExamples, FileExamples, npz, shards, tfrecords
+from igpt_tf.data import ArrayExamples, FileExamples, npz, tfrecords
 from igpt_tf.data.mixture import MixedExamples
+from igpt_tf.data.tfrecords import write_shards as write_tfrecords
 from igpt_tf.errors import InputError
 from tests.data.conftest import random_images
 
@@ -30,7 +31,7 @@ def test_files_are_known_by_path_size_date_and_how_they_are_shown(write_images):
     files = FileExamples(paths, [0, 1, 2], (4, 4))
     assert files.fingerprint() == FileExamples(paths, None, (4, 4)).fingerprint()
     random = FileExamples(paths, None, (4, 4), crop="random")
-    assert random.centred().fingerprint() == files.fingerprint()
+    assert random.center_cropped().fingerprint() == files.fingerprint()
     assert all_differ(files, random, FileExamples(paths, None, (4, 2)), files.take([0, 1]))
     before = files.fingerprint()
     os.utime(paths[1], (0, 0))
@@ -52,7 +53,7 @@ def write_shards(tmp_path):
     def write(name, seed):
         np.savez(tmp_path / f"{seed}.npz", images=random_images(20, seed=seed))
         source = npz(path=str(tmp_path / f"{seed}.npz"))
-        shards.write(source, str(tmp_path / name), images_per_shard=8)
+        write_tfrecords(source, str(tmp_path / name), images_per_shard=8)
         return tfrecords(directory=str(tmp_path / name))
 
     return write
@@ -74,7 +75,7 @@ def test_mixtures_are_known_by_their_parts_and_shares(examples, write_shards):
 
     both = mixed([examples, records], (1, 2))
     assert both.fingerprint() == mixed([examples, records], (2, 4)).fingerprint()
-    assert both.centred().fingerprint() == both.fingerprint()
+    assert both.center_cropped().fingerprint() == both.fingerprint()
     assert all_differ(
         both, mixed([examples, records], (1, 3)), mixed([records, examples], (1, 2)), examples
     )

@@ -1,24 +1,30 @@
-import io
+"""Image folders: parts and classes by their folders, nothing dropped without a word."""
+
 import os
 import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
-from igpt_tf.data import ArrayExamples, FileExamples, decoding, image_folder
-from igpt_tf.data import images as one_image
+from igpt_tf.data import FileExamples, image_folder
 from igpt_tf.errors import InputError
+from igpt_tf.files import list_images
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0)}
+
+
+def read_all(source):
+    """uint8[N,H,W,3] of all parts."""
+    parts = (source.train, source.valid, source.test)
+    return np.concatenate([part.arrays()[0] for part in parts if part is not None])
 
 
 @pytest.fixture
 def labelled(write_images, tmp_path):
     for part, count in (("train", 10), ("test", 2)):
-        for name, colour in COLOURS.items():
-            write_images(f"{part}/{name}", [np.full((12, 12, 3), colour, "uint8")] * count)
+        for name, color in COLORS.items():
+            write_images(f"{part}/{name}", [np.full((12, 12, 3), color, "uint8")] * count)
     return tmp_path
 
 
@@ -27,9 +33,10 @@ def test_class_folders_are_the_labels(labelled):
     assert source.class_names == ("green", "red")
     assert (len(source.train), len(source.valid), len(source.test)) == (18, 2, 4)
     for examples in (source.train, source.valid, source.test):
-        assert isinstance(examples, ArrayExamples) and examples.image_size == (8, 8)
-        names = [source.class_names[label] for label in examples.labels]
-        np.testing.assert_array_equal(examples.images[:, 0, 0], [COLOURS[name] for name in names])
+        assert examples.image_size == (8, 8)
+        images, labels = examples.arrays()
+        names = [source.class_names[label] for label in labels]
+        np.testing.assert_array_equal(images[:, 0, 0], [COLORS[name] for name in names])
 
 
 @pytest.mark.parametrize("name", ["valid", "val"])
@@ -37,7 +44,7 @@ def test_a_folders_own_valid_part_is_used(labelled, write_images, name):
     write_images(f"{name}/red", [np.zeros((12, 12, 3), "uint8")] * 3)
     source = image_folder(directory=str(labelled), image_size=8)
     assert (len(source.train), len(source.valid)) == (20, 3)
-    assert set(source.valid.labels) == {1} and source.valid.images.max() == 0
+    assert set(source.valid.labels) == {1} and source.valid.arrays()[0].max() == 0
 
 
 @pytest.mark.parametrize("place", [".", "train"])
@@ -48,93 +55,13 @@ def test_a_flat_folder_has_no_labels(write_images, tmp_path, place):
     (tmp_path / place / ".hidden.png").write_text("no image")
     source = image_folder(directory=str(tmp_path), image_size=8, heldout=0.2)
     assert source.class_names is None and source.train.labels is None and source.test is None
-    seen = np.concatenate([source.train.images, source.valid.images])
+    seen = np.concatenate([source.train.arrays()[0], source.valid.arrays()[0]])
     assert {image.tobytes() for image in seen} == {image.tobytes() for image in images}
-
-
-def test_jpeg_and_png_of_any_mode_become_rgb(tmp_path):
-    grey = Image.fromarray(np.full((8, 8), 100, "uint8"))
-    deep = Image.fromarray(np.full((8, 8), 100 * 257, "uint16"))
-    for name, image in {
-        "a.png": grey,
-        "b.JPG": grey,
-        "c.jpeg": grey.convert("CMYK"),
-        "d.png": grey.convert("RGBA"),
-        "e.png": grey.convert("P"),
-        "f.png": deep,
-    }.items():
-        image.save(tmp_path / name, format="PNG" if name.endswith("png") else "JPEG")
-    source = image_folder(directory=str(tmp_path), image_size=8, heldout=0.2)
-    for examples in (source.train, source.valid):
-        assert np.abs(examples.images.astype(int) - 100).max() <= 2
-
-
-def test_the_centre_of_a_wide_image_is_kept(write_images, tmp_path):
-    image = np.zeros((16, 40, 3), "uint8")
-    image[:, 12:28] = 200
-    write_images(".", [image] * 2)
-    source = image_folder(directory=str(tmp_path), image_size=8, heldout=0.5)
-    assert (source.train.images == 200).all()
-
-
-def test_shrinking_takes_the_mean_over_the_area(write_images, tmp_path):
-    image = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype="uint8")
-    write_images(".", [image] * 2)
-    source = image_folder(directory=str(tmp_path), image_size=16, heldout=0.5)
-    means = image.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
-    assert np.abs(source.train.images[0] - means).max() <= 0.5
-
-
-def test_a_photograph_stored_sideways_is_turned_upright():
-    pixels = np.zeros((16, 16, 3), "uint8")
-    pixels[:8] = 255  # white above black once upright
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
-    stored = io.BytesIO()
-    Image.fromarray(np.rot90(pixels)).save(stored, "JPEG", exif=exif)
-    upright = one_image.decode(stored.getvalue(), "photo.jpg", (2, 2))
-    assert upright[0].min() > 250 and upright[1].max() < 5
-
-
-def test_large_jpegs_decoded_small_look_like_the_whole_ones():
-    smooth = np.random.RandomState(0).randint(0, 256, (10, 10, 3), dtype="uint8")
-    image = Image.fromarray(smooth).resize((640, 640), Image.Resampling.BICUBIC)
-    stored = io.BytesIO()
-    image.save(stored, "JPEG", quality=95)
-    fast = one_image.decode(stored.getvalue(), "photo.jpg", (32, 32)).astype(float)
-    whole = np.asarray(image, float).reshape(32, 20, 32, 20, 3).mean(axis=(1, 3))
-    assert 10 * np.log10(255**2 / np.mean((fast - whole) ** 2)) > 38  # dB
-
-
-def test_the_random_crop_follows_the_papers_recipe():
-    uniform = np.random.RandomState(0).uniform(size=(2000, 3))
-    draws = decoding.random_draws(tf.constant(uniform)).numpy()
-    boxes = np.array([decoding._box([4000, 5120], draw, (32, 32)) for draw in draws[:300]])
-    top, left, height, width = boxes.T
-    np.testing.assert_array_equal(height, width)
-    np.testing.assert_allclose(height, draws[:300, 0] * 4000, atol=0.5)
-    shorter_sides = 224 / draws[:, 0]  # what the shorter side was resized to
-    np.testing.assert_allclose(shorter_sides, np.rint(shorter_sides))
-    assert shorter_sides.min().round() == 256 and shorter_sides.max().round() == 384
-    assert top.min() >= 0 and (top + height).max() <= 4000 and np.ptp(top) > 1500
-    assert left.min() >= 0 and (left + width).max() <= 5120 and np.ptp(left) > 2500
-
-
-@pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_files_decode_alike_in_the_graph_and_into_memory(write_images, ending):
-    smooth = np.random.RandomState(0).randint(0, 256, (3, 9, 12, 3), dtype="uint8")
-    images = [Image.fromarray(one).resize((320, 240), Image.Resampling.BICUBIC) for one in smooth]
-    paths = write_images("photos", [np.asarray(image) for image in images], ending)
-    files = FileExamples(paths, None, (16, 16))
-    zeros = tf.zeros([3, 2], tf.int32)
-    in_graph = tf.function(files.load)(tf.range(3, dtype=tf.int64), zeros).numpy()
-    assert np.abs(in_graph.astype(int) - files.arrays()[0]).max() <= 2
 
 
 def test_random_crops_are_for_training_only(labelled):
     source = image_folder(directory=str(labelled), image_size=8, crop="random")
-    assert isinstance(source.train, FileExamples) and source.train.crop == "random"
-    assert isinstance(source.valid, ArrayExamples) and isinstance(source.test, ArrayExamples)
+    assert not source.train.is_fixed and source.valid.is_fixed and source.test.is_fixed
     images, labels = source.train.arrays()
     assert images.shape == (19, 8, 8, 3) and len(labels) == 19
 
@@ -145,8 +72,8 @@ def test_images_beyond_the_memory_bound_stay_in_their_files(labelled, monkeypatc
         sys.modules["igpt_tf.data.image_folder"], "_MEMORY_BOUND", 24 * 8 * 8 * 3 - 1
     )
     files = image_folder(directory=str(labelled), image_size=8)
-    assert isinstance(files.train, FileExamples)
-    np.testing.assert_array_equal(files.train.arrays()[0], memory.train.images)
+    assert not files.train._in_memory and memory.train._in_memory
+    np.testing.assert_array_equal(files.train.arrays()[0], memory.train.arrays()[0])
 
 
 @pytest.mark.parametrize("num_bytes", [0, 20, 60])
@@ -155,24 +82,15 @@ def test_a_corrupt_file_is_named(write_images, tmp_path, num_bytes, ending):
     noise = np.random.RandomState(0).randint(0, 256, (6, 12, 12, 3), dtype="uint8")
     path = write_images(".", noise, ending)[3]
     path.write_bytes(path.read_bytes()[:num_bytes])
-    with pytest.raises(InputError, match=f"corrupt.*003.{ending}") as caught:
-        image_folder(directory=str(tmp_path), image_size=8, heldout=0.5)
+    with pytest.raises(InputError, match=f"damaged.*003.{ending}|is empty.*003.{ending}") as caught:
+        read_all(image_folder(directory=str(tmp_path), image_size=8, heldout=0.5))
     assert "\n" not in str(caught.value)
-
-
-def test_a_cut_file_is_named_among_large_ones(write_images, tmp_path):
-    noise = np.random.RandomState(0).randint(0, 256, (4, 160, 160, 3), dtype="uint8")
-    path = write_images(".", noise)[2]
-    path.write_bytes(path.read_bytes()[:-2000])
-    assert path.stat().st_size > 32 * 2**10  # such files are decoded in threads
-    with pytest.raises(InputError, match=r"corrupt.*002\.png"):
-        image_folder(directory=str(tmp_path), image_size=8, heldout=0.5)
 
 
 def test_an_image_smaller_than_wanted_is_named(labelled, write_images):
     write_images("train/red", [np.zeros((12, 7, 3), "uint8")])
     with pytest.raises(InputError, match="12x7 pixels is smaller than image_size 8x8.*000.png"):
-        image_folder(directory=str(labelled), image_size=8)
+        read_all(image_folder(directory=str(labelled), image_size=8))
 
 
 def test_an_image_that_goes_away_is_named(write_images, examples):
@@ -190,7 +108,7 @@ def test_an_image_that_goes_away_is_named(write_images, examples):
         (lambda root: (root / "train/x.png").write_text("x"), "both images and folders"),
         (lambda root: os.rename(root / "test/red", root / "test/blue"), "lacks.*blue"),
         (lambda root: os.mkdir(root / "valid"), "holds no images.*valid"),
-        (lambda root: os.rename(root / "train", root / "x"), "holds no images"),
+        (lambda root: os.rename(root / "train", root / "x"), "ambiguous whether test.*beside x"),
     ],
 )
 def test_a_folder_in_disorder_is_refused(labelled, spoil, message):
@@ -199,12 +117,147 @@ def test_a_folder_in_disorder_is_refused(labelled, spoil, message):
         image_folder(directory=str(labelled), image_size=8)
 
 
-def test_an_empty_a_missing_folder_and_an_unknown_crop_are_refused(tmp_path, labelled):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"crop": "centre"}, "crop='centre'"),
+        ({"small_images": "shrink"}, "small_images='shrink'"),
+        ({"background": (0, 0, 256)}, "three numbers"),
+        ({"image_size": 0}, "positive integer"),
+    ],
+)
+def test_unknown_options_are_refused(labelled, arguments, message):
+    with pytest.raises(InputError, match=message):
+        image_folder(**{"directory": str(labelled), "image_size": 8, **arguments})
+
+
+def test_an_empty_and_a_missing_folder_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    for directory, arguments, message in (
-        (tmp_path / "empty", {}, "holds no images"),
-        (tmp_path / "nowhere", {}, "no such folder"),
-        (labelled, {"crop": "centre"}, "crop='centre'"),
-    ):
+    for directory, message in (("empty", "holds no images"), ("nowhere", "no such folder")):
         with pytest.raises(InputError, match=message):
-            image_folder(directory=str(directory), image_size=8, **arguments)
+            image_folder(directory=str(tmp_path / directory), image_size=8)
+
+
+@pytest.mark.parametrize("train", ["train", "Training", "TRAIN"])
+@pytest.mark.parametrize("valid", ["valid", "val", "Validation", "dev"])
+@pytest.mark.parametrize("test", ["test", "Testing"])
+def test_the_parts_have_these_names_in_any_case(write_images, tmp_path, train, valid, test):
+    for folder, count in ((train, 5), (valid, 3), (test, 2)):
+        write_images(folder, np.zeros((count, 8, 8, 3), "uint8"))
+    source = image_folder(directory=str(tmp_path), image_size=8)
+    assert [len(part) for part in (source.train, source.valid, source.test)] == [5, 3, 2]
+    assert source.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train", "bus", "car"], "ambiguous whether train.*beside bus, car"),
+        (["cat", "dog", "test"], "ambiguous whether test.*beside cat, dog"),
+        (["train", "val", "valid"], "two folders of the valid part.*val, valid"),
+        (["Train", "training"], "two folders of the train part"),
+        (["valid", "test"], "none called train"),
+    ],
+)
+def test_folders_that_are_parts_or_classes_are_refused(write_images, tmp_path, folders, message):
+    for folder in folders:
+        write_images(folder, np.zeros((2, 8, 8, 3), "uint8"))
+    with pytest.raises(InputError, match=message):
+        image_folder(directory=str(tmp_path), image_size=8)
+
+
+def test_images_in_nested_class_folders_belong_to_the_class(write_images, tmp_path):
+    for folder in ("cat", "dog", "dog/puppies", "dog/puppies/small"):
+        write_images(folder, np.zeros((3, 8, 8, 3), "uint8"))
+    source = image_folder(directory=str(tmp_path), image_size=8, heldout=0.2)
+    assert source.class_names == ("cat", "dog")
+    labels = np.concatenate([source.train.labels, source.valid.labels])
+    np.testing.assert_array_equal(np.bincount(labels), [3, 9])
+
+
+def test_what_is_left_out_is_printed_with_its_reason(write_images, tmp_path, capsys):
+    images = np.zeros((4, 8, 8, 3), "uint8")
+    for ending in ("png", "jpg", "webp", "bmp", "gif"):
+        write_images("train", images, ending)
+    write_images(".", images[:1])
+    for name in ("._000.png", "notes.txt", "page.html", "photo.heic"):
+        (tmp_path / "train" / name).write_text("x")
+    (tmp_path / "train" / "broken.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "train" / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "train" / "pipe.png")
+    source = image_folder(directory=str(tmp_path), image_size=8, heldout=0.2)
+    assert len(source.train) + len(source.valid) == 20
+    printed = capsys.readouterr().out
+    assert "21 image files, 20 used (train 16, valid 4)" in printed
+    for line in (
+        "left out: 1 hidden (such as train/._000.png)",
+        "left out: 3 another ending",
+        "left out: 2 no regular file, or a broken link",
+        "left out: 1 a link to a folder that was listed already (such as train/loop)",
+        "left out: 1 beside the folders of the parts (such as 000.png)",
+    ):
+        assert line in printed
+
+
+@pytest.fixture
+def small_and_large(write_images, tmp_path):
+    write_images("large", np.full((6, 9, 9, 3), 90, "uint8"))
+    write_images("small", np.full((3, 9, 5, 3), 90, "uint8"))
+    return str(tmp_path)
+
+
+def test_small_images_are_refused_skipped_or_enlarged(small_and_large, write_images, capsys):
+    arguments = {"directory": small_and_large, "image_size": 8, "heldout": 0.3}
+    with pytest.raises(InputError, match=r"9x5 pixels is smaller.*small/00\d\.png"):
+        read_all(image_folder(**arguments))
+    with pytest.raises(InputError, match=r"holds no images.*small"):
+        image_folder(**arguments, small_images="skip")
+    write_images("small", np.full((1, 9, 9, 3), 90, "uint8"))
+    capsys.readouterr()
+    skipped = image_folder(**arguments, small_images="skip")
+    assert len(skipped.train) + len(skipped.valid) == 7
+    assert "left out: 2 smaller than image_size (such as small/001.png)" in capsys.readouterr().out
+    enlarged = image_folder(**arguments, small_images="enlarge")
+    assert "2 images are smaller than image_size and are enlarged" in capsys.readouterr().out
+    assert (enlarged.train.arrays()[0] == 90).all() and len(enlarged.train) == 6
+    assert len(read_all(enlarged)) == 9
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path, capsys):
+    folder = os.fsencode(tmp_path / "caf") + b"\xe9"
+    os.mkdir(folder)
+    for number in range(4):
+        with open(folder + b"/\xff%d.png" % number, "wb") as file:
+            Image.new("RGB", (8, 8)).save(file, "PNG")
+    source = image_folder(directory=os.fsdecode(folder), image_size=8, heldout=0.3)
+    assert read_all(source).shape == (4, 8, 8, 3)
+    assert "4 used" in capsys.readouterr().out
+
+
+def test_a_folder_that_may_not_be_read_is_named(labelled, monkeypatch):
+    scan = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("train/red"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(InputError, match="Permission denied.*train/red"):
+        image_folder(directory=str(labelled), image_size=8)
+
+
+def test_files_are_listed_alike_for_folders_and_by_name(write_images, tmp_path):
+    paths = write_images("photos", np.zeros((3, 8, 8, 3), "uint8"), "PNG".lower())
+    (tmp_path / "photos" / "Z.JPEG").write_bytes(paths[0].read_bytes())
+    (tmp_path / "photos" / "._000.png").write_text("x")
+    expected = [str(tmp_path / "photos" / "Z.JPEG")]
+    listed = list_images([str(tmp_path / "photos"), str(paths[1])])
+    assert listed == sorted([*map(str, paths), *expected]) + [str(paths[1])]
+    for path, message in (
+        (tmp_path / "nowhere.png", "No such file"),
+        (tmp_path / "e", "no images"),
+    ):
+        (tmp_path / "e").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=message):
+            list_images([str(path)])

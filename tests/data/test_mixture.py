@@ -147,5 +147,5 @@ def test_weights_that_are_no_shares_are_refused(archives, weights):
 def test_sources_of_two_sizes_and_mixtures_of_mixtures_are_refused(archives):
     with pytest.raises(InputError, match=r"\(4, 4\), \(8, 8\)"):
         mixture(sources=[*archives, {"name": "digits"}])
-    with pytest.raises(InputError, match="within a mixture"):
+    with pytest.raises(InputError, match="contains a mixture"):
         mixture(sources=[mixture(sources=archives)])

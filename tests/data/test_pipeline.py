@@ -67,11 +67,13 @@ def test_without_shuffling_images_come_in_the_order_stored(examples):
 
 
 def test_two_shards_together_are_the_batch_of_one(examples):
-    def draws(step):
+    def random_inputs(step):
         return {"masked": tf.random.stateless_uniform([8, 5], [3, step]) < 0.5}
 
-    whole = elements(examples, draws=draws)
-    halves = [elements(examples, draws=draws, shard=(index, 2)) for index in range(2)]
+    whole = elements(examples, random_inputs=random_inputs)
+    halves = [
+        elements(examples, random_inputs=random_inputs, shard=(index, 2)) for index in range(2)
+    ]
     joined = [
         {name: np.concatenate([left[name], right[name]]) for name in left}
         for left, right in zip(*halves, strict=True)
@@ -156,7 +158,7 @@ def test_a_file_that_breaks_while_training_is_named(write_images, examples):
     paths[5].write_bytes(paths[5].read_bytes()[:60])
     files = FileExamples(paths, None, (8, 8), crop="random")
     dataset = batches(files, batch_size=4, seed=0, first_step=0)
-    with pytest.raises(InputError, match=r"corrupt.*005\.png") as caught:
+    with pytest.raises(InputError, match=r"damaged.*005\.png") as caught:
         list(iterate(dataset, files))
     assert "\n" not in str(caught.value)
 

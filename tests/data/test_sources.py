@@ -35,7 +35,7 @@ def test_the_heldout_split_depends_on_its_seed_alone(examples):
 
 @pytest.mark.parametrize("heldout", [0, 1, -0.1, 0.99])
 def test_a_split_without_images_on_both_sides_is_refused(examples, heldout):
-    with pytest.raises(InputError, match="held-out share"):
+    with pytest.raises(InputError, match="held-out fraction"):
         heldout_split(examples, heldout, seed=0)
 
 
@@ -52,7 +52,11 @@ def test_digits_are_1797_grey_images_of_17_levels():
 def test_a_source_is_rebuilt_from_its_description():
     source = digits(seed=5)
     description = json.loads(json.dumps(source.description))
-    assert description == {"name": "digits", "arguments": {"heldout": 0.2, "seed": 5}}
+    assert description == {
+        "name": "digits",
+        "arguments": {"heldout": 0.2, "seed": 5},
+        "module": "igpt_tf.data.digits",
+    }
     again = source_from_description(description)
     np.testing.assert_array_equal(source.valid.images, again.valid.images)
     assert again.description == description
@@ -114,15 +118,15 @@ def test_npz_parts_of_its_own_are_used(tmp_path, examples):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": np.zeros((3, 4, 4), "uint8")}, "lacks the array"),
+        ({"pictures": np.zeros((3, 4, 4), "uint8")}, "no array called"),
         ({"images": np.zeros((3, 4, 4), "float32")}, "dtype=float32"),
         ({"images": np.zeros((3, 4), "uint8")}, r"shape=\(3, 4\)"),
         ({"images": np.zeros((3, 4, 4, 2), "uint8")}, r"shape=\(3, 4, 4, 2\)"),
         ({"images": np.zeros((0, 4, 4), "uint8")}, "at least one"),
-        ({"images": np.zeros((3, 4, 4), "uint8"), "labels": [0, 1]}, "one an image"),
+        ({"images": np.zeros((3, 4, 4), "uint8"), "labels": [0, 1]}, "one per image"),
         ({"images": np.zeros((3, 4, 4), "uint8"), "labels": [0, 1, -1]}, "lowest=-1"),
         ({"images": np.zeros((3, 4, 4), "uint8"), "labels": [0.5, 1, 2]}, "integers"),
-        ({"images": np.array([{}, {}], dtype=object)}, "plain arrays"),
+        ({"images": np.array([{}, {}], dtype=object)}, "Python objects"),
         (
             {"images": np.zeros((3, 4, 4), "uint8"), "test_images": np.zeros((3, 5, 4), "uint8")},
             "differ in size",
@@ -154,7 +158,7 @@ def test_a_missing_a_cut_and_a_foreign_npz_file_are_refused(tmp_path, examples):
 
 def test_images_are_never_enlarged(tmp_path, examples):
     path = save(tmp_path / "a.npz", images=examples.images)
-    with pytest.raises(InputError, match="8x8 pixels is smaller than image_size 16x16"):
+    with pytest.raises(InputError, match="8x8 pixels are smaller than image_size 16x16"):
         npz(path=path, image_size=16)
 
 

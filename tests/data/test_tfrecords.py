@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igpt_tf.data import batches, digits, image_folder, iterate, mixture, npz, shards, tfrecords
+from igpt_tf.data import batches, digits, image_folder, iterate, mixture, npz, tfrecords
 from igpt_tf.data import source_from_description as rebuild
+from igpt_tf.data.tfrecords import INDEX, write_shards
 from igpt_tf.errors import InputError
 
 
@@ -31,7 +32,7 @@ def source(tmp_path):
 @pytest.fixture
 def folder(source, tmp_path):
     directory = str(tmp_path / "shards")
-    shards.write(source, directory, images_per_shard=32)
+    write_shards(source, directory, images_per_shard=32)
     return directory
 
 
@@ -82,7 +83,7 @@ def test_other_programs_read_the_shards_as_plain_examples(source, folder):
 def test_images_without_labels_stay_without(write_images, tmp_path):
     write_images("web", np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype="uint8"))
     web = image_folder(directory=str(tmp_path / "web"), image_size=(4, 4))
-    shards.write(web, str(tmp_path / "shards"), images_per_shard=8)
+    write_shards(web, str(tmp_path / "shards"), images_per_shard=8)
     again = tfrecords(directory=str(tmp_path / "shards"))
     assert again.train.labels is again.class_names is None
     np.testing.assert_array_equal(again.train.arrays()[0], web.train.arrays()[0])
@@ -108,13 +109,13 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_left_alone(source, folder, tm
 
     other = tmp_path / "again"
     with pytest.raises(Killed):
-        shards.write(source, str(other), images_per_shard=32, watch=two_only)
+        write_shards(source, str(other), images_per_shard=32, watch=two_only)
     with pytest.raises(InputError, match="unfinished"):
         tfrecords(directory=str(other))
     first = other / "train-00000-of-00003.tfrecord"
     written = first.stat().st_mtime_ns
     (other / "train-00001-of-00003.npy").unlink()  # killed between a shard and its records
-    shards.write(source, str(other), images_per_shard=32)
+    write_shards(source, str(other), images_per_shard=32)
     assert first.stat().st_mtime_ns == written
     for name in os.listdir(folder):
         assert (other / name).read_bytes() == open(os.path.join(folder, name), "rb").read()
@@ -122,12 +123,12 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_left_alone(source, folder, tm
 
 
 def test_finished_shards_are_left_alone_and_never_mixed_with_others(source, folder):
-    before = os.stat(os.path.join(folder, shards.INDEX)).st_mtime_ns
-    shards.write(source, folder, images_per_shard=32)
-    assert os.stat(os.path.join(folder, shards.INDEX)).st_mtime_ns == before
+    before = os.stat(os.path.join(folder, INDEX)).st_mtime_ns
+    write_shards(source, folder, images_per_shard=32)
+    assert os.stat(os.path.join(folder, INDEX)).st_mtime_ns == before
     for other, size in ((digits(), 32), (source, 16)):
         with pytest.raises(InputError, match="shards of another source"):
-            shards.write(other, folder, images_per_shard=size)
+            write_shards(other, folder, images_per_shard=size)
 
 
 def test_a_random_crop_is_not_frozen_into_shards(write_images, tmp_path):
@@ -137,7 +138,7 @@ def test_a_random_crop_is_not_frozen_into_shards(write_images, tmp_path):
     )
     for mixed in (photos, mixture(sources=[photos, photos])):
         with pytest.raises(InputError, match="crop='center'"):
-            shards.write(mixed, str(tmp_path / "shards"), images_per_shard=8)
+            write_shards(mixed, str(tmp_path / "shards"), images_per_shard=8)
     assert not (tmp_path / "shards").exists()
 
 
@@ -188,7 +189,7 @@ def test_a_changed_byte_is_found_when_it_is_read_and_at_the_start_on_request(fol
     ],
 )
 def test_a_wrong_index_is_refused(folder, change):
-    path = os.path.join(folder, shards.INDEX)
+    path = os.path.join(folder, INDEX)
     index = json.loads(open(path).read())
     change(index)
     open(path, "w").write(json.dumps(index))
@@ -200,7 +201,7 @@ def test_a_wrong_index_is_refused(folder, change):
 def test_a_folder_without_shards_and_a_broken_index_are_refused(tmp_path):
     with pytest.raises(InputError, match="tools.make_tfrecords"):
         tfrecords(directory=str(tmp_path))
-    (tmp_path / shards.INDEX).write_text("{")
+    (tmp_path / INDEX).write_text("{")
     with pytest.raises(InputError, match="damaged"):
         tfrecords(directory=str(tmp_path))
 
@@ -208,5 +209,5 @@ def test_a_folder_without_shards_and_a_broken_index_are_refused(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written") as caught:
-        shards.write(source, str(tmp_path / "file" / "shards"), images_per_shard=8)
+        write_shards(source, str(tmp_path / "file" / "shards"), images_per_shard=8)
     assert "\n" not in str(caught.value)

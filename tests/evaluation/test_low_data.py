@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from igpt_tf.data import ArrayExamples, digits, mixture, shards, tfrecords
+from igpt_tf.data import ArrayExamples, digits, mixture, tfrecords
+from igpt_tf.data.tfrecords import write_shards
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.linear_probe import LBFGS
 from igpt_tf.evaluation.low_data import format_report, low_data
@@ -77,7 +78,7 @@ def test_changed_training_data_are_warned_about(capsys):
 @pytest.fixture(params=["tfrecords", "mixture"])
 def stored(request, tmp_path):
     """The digits as shards, or as a mixture of arrays and shards."""
-    shards.write(digits(), str(tmp_path / "shards"), images_per_shard=500)
+    write_shards(digits(), str(tmp_path / "shards"), images_per_shard=500)
     source = tfrecords(directory=str(tmp_path / "shards"))
     return source if request.param == "tfrecords" else mixture(sources=[digits(), source])
 
