@@ -69,7 +69,11 @@ def finetunings(run: RunFolder) -> list[dict]:
     header = ["run", "weights at the start", "L_GEN : L_CLF", "learning rate", "step"]
     header += ["held-out accuracy (95 % interval)", "test accuracy (95 % interval)"]
     images = [
-        (one.content, f"confusion matrix ({one.folder})", "Confusion matrix of the classifier")
+        (
+            one.content,
+            f"confusion matrix ({one.folder})",
+            "Confusion matrix: labels in rows, predictions in columns",
+        )
         for one in run.images("confusion.png", own=True)
     ]
     blocks = [{"kind": "table", "header": header, "rows": [_finetuning(one) for one in found]}]
