@@ -4,6 +4,7 @@
 """
 
 import gzip
+import io
 import os
 import pickle
 import struct
@@ -12,12 +13,17 @@ import zlib
 import gin
 import numpy as np
 import pytest
+from PIL import Image
 
 from igpt_tf import config, files
 from igpt_tf.convert import huggingface_export, huggingface_import
 from igpt_tf.data.cifar import cifar10
+from igpt_tf.data.decoding import decode_bytes
+from igpt_tf.data.examples import ArrayExamples
 from igpt_tf.data.idx import mnist
 from igpt_tf.data.npz import npz
+from igpt_tf.data.sources import Source
+from igpt_tf.data.tfrecords import tfrecords, write_shards
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
 from igpt_tf.savedmodel import metadata
@@ -65,6 +71,12 @@ def damaged(content: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
+def encoded(kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(IMAGES[0]).save(file, kind, **options)
+    return file.getvalue()
+
+
 def write(folder, name, content: bytes) -> str:
     path = os.path.join(folder, name)
     with open(path, "wb") as file:
@@ -73,6 +85,17 @@ def write(folder, name, content: bytes) -> str:
 
 
 # Each kind: make(folder) writes good files and returns those to damage; read(folder) reads them.
+
+
+def image_kind(name, content):
+    def make(folder):
+        return [write(folder, name, content)]
+
+    def read(folder):
+        with open(os.path.join(folder, name), "rb") as file:
+            decode_bytes(file.read(), (8, 8), name=name)
+
+    return make, read
 
 
 def make_npz(folder):
@@ -101,6 +124,14 @@ def make_cifar(folder):
     paths = [write(folder, name, pickle.dumps(content, 2)) for name in names]
     meta = {b"label_names": [f"class{i}".encode() for i in range(10)]}
     return [*paths, write(folder, "batches.meta", pickle.dumps(meta, 2))]
+
+
+def make_tfrecords(folder):
+    examples = ArrayExamples(IMAGES, LABELS)
+    class_names = tuple(f"class{i}" for i in range(10))
+    source = Source(examples, examples, None, class_names)
+    write_shards(source, folder, images_per_shard=20)
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
 
 
 def make_palette(folder):
@@ -152,9 +183,18 @@ def make_metadata(folder):
 
 
 KINDS = {
+    "png": image_kind("a.png", encoded("PNG")),
+    "jpeg": image_kind("a.jpg", encoded("JPEG", exif=b"Exif\0\0II*\0" + bytes(20))),
+    "gif": image_kind("a.gif", encoded("GIF")),
+    "bmp": image_kind("a.bmp", encoded("BMP")),
+    "webp": image_kind("a.webp", encoded("WEBP", lossless=True)),
     "npz": (make_npz, read_npz),
     "idx": (make_idx, lambda folder: mnist(directory=folder)),
     "pickle": (make_cifar, lambda folder: cifar10(directory=folder)),
+    "tfrecords": (
+        make_tfrecords,
+        lambda folder: tfrecords(directory=folder, verify=True),
+    ),
     "palette": (make_palette, lambda folder: Palette.load(os.path.join(folder, "palette.npy"))),
     "huggingface": (make_huggingface, read_huggingface),
     "gin": (make_gin, read_gin),
