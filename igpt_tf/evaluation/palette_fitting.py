@@ -55,9 +55,10 @@ def fit_palette(
         )
     if images:
         _check_separate(images, workdir)
+    files.make_workdir(workdir)
+    if images:
         source = image_folder(directory=images, image_size=image_size)
     config.refuse_unread_bindings()
-    files.make_workdir(workdir)
     train, heldout = (_choose(part, num_images, seed) for part in (source.train, source.valid))
     palette = Palette.fit(train, num_colours, seed)
     report = {
