@@ -381,7 +381,7 @@ def _finish(
         masks=fine_tuning.masks,
         task=task,
         objective=fine_tuning.objective.generative.get_config(),
-        data={**source.description, "fingerprint": source.valid.fingerprint()},
+        data={**source.description, "fingerprint": source.fingerprint()},
         class_names=class_names,
         step=step,
         nats_per_token=scores["valid"].nats_per_token,

@@ -51,8 +51,8 @@ class Splits:
 def resolve_source(model: SavedModel, source: Source | None, tool: str) -> Source:
     """Returns `source`, or the data set the model was trained on, checked against the model.
 
-    Prints a warning if that data set has changed since: the held-out images are then other ones,
-    and the model may have been trained on them.
+    Prints a warning if that data set has changed since: the split may then be another one, so that
+    held-out images were trained on.
 
     Args:
         model: The model.
@@ -65,7 +65,7 @@ def resolve_source(model: SavedModel, source: Source | None, tool: str) -> Sourc
     if source is None:
         source = _training_source(model, tool)
         before = model.metadata["data"].get("fingerprint")
-        if before not in (None, source.valid.fingerprint()):
+        if before not in (None, source.fingerprint()):
             print(
                 f"warning: the data set {source.name} has changed since the model was trained on "
                 "it; it may have been trained on images that are held out now",
@@ -88,16 +88,7 @@ def _training_source(model: SavedModel, tool: str) -> Source:
             "this SavedModel does not name the data set it was trained on; pass one, e.g. "
             f"{example}. Received: saved_model={model.path}"
         )
-    try:
-        return source_from_description(description)
-    except InputError as error:
-        if not str(error).startswith("no such data set"):
-            raise
-        raise InputError(
-            f"the model was trained on the data set {description.get('name')!r}, which is not one "
-            "of igpt_tf's; import the module that registers it, --gin_param='import MODULE', or "
-            f"pass another data set, e.g. {example}. Received: saved_model={model.path}"
-        ) from None
+    return source_from_description(description)
 
 
 def labelled_splits(

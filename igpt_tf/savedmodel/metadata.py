@@ -40,7 +40,7 @@ class _Named(msgspec.Struct):
 class _Data(msgspec.Struct):
     """Source of the images.
 
-    `fingerprint` is that of the held-out images; `module` is the Python module that registers the
+    `fingerprint` identifies the images themselves; `module` is the Python module that registers the
     source, to be imported before a user's own source is built again.
     """
 

@@ -216,7 +216,7 @@ def _finish(
         palette,
         exported,
         objective=trainer.objective.get_config(),
-        data={**source.description, "fingerprint": source.valid.fingerprint()},
+        data={**source.description, "fingerprint": source.fingerprint()},
         class_names=source.class_names,
         step=step,
         nats_per_token=nats["valid"],

@@ -66,7 +66,7 @@ def test_unknown_training_data_are_refused_with_the_binding_to_pass(data, messag
 
 def test_changed_training_data_are_warned_about(capsys):
     description = digits().description
-    for fingerprint, warned in ((None, False), (digits().valid.fingerprint(), False), ("0", True)):
+    for fingerprint, warned in ((None, False), (digits().fingerprint(), False), ("0", True)):
         data = {**description, "fingerprint": fingerprint}
         model = SimpleNamespace(metadata={"data": data}, path="model", image_size=(8, 8))
         resolve_source(model, None, "evaluate")
