@@ -97,8 +97,9 @@ class FakeBuilder:
     def __init__(self, name):
         self.name = name
         label = SimpleNamespace(names=[f"class{i}" for i in range(10)])
+        split = SimpleNamespace(num_examples=20)
         self.info = SimpleNamespace(
-            features={"image": None, "label": label}, splits={"train": 0, "test": 0}
+            features={"image": None, "label": label}, splits={"train": split, "test": split}
         )
 
     def download_and_prepare(self):
