@@ -62,6 +62,9 @@ class Palette:
                 f"OpenAI's (docs/weights.md). Received: path={path}"
             )
         try:
+            with open(path, "rb") as file:
+                if file.read(6) != b"\x93NUMPY":
+                    raise ValueError("it is no NumPy file: a web page, or an unfinished download?")
             return cls(np.load(path, allow_pickle=False))
         except InputError as error:
             raise InputError(f"{error}, path={path}") from None
