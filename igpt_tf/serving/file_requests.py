@@ -264,7 +264,7 @@ def read_image_file(path: str) -> bytes:
     """Returns the content of a file that may be sent. The server decodes it.
 
     Raises:
-        InputError: It cannot be read, is too large or is not an image.
+        InputError: It cannot be read, is empty or too large.
     """
     try:
         num_bytes = os.path.getsize(path)

@@ -21,7 +21,7 @@ from igpt_tf.data import source_from_description
 from igpt_tf.playground import requests
 from igpt_tf.playground.app import create_app, create_server
 from igpt_tf.playground.backends import LocalModel, ServedModel
-from igpt_tf.sampling.params import MAX_FILE_BYTES
+from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_FILE_PIXELS
 from igpt_tf.serving.client import Client
 from igpt_tf.serving.transports import Rest, ServerAddress
 from tests.serving import exported, standin
@@ -212,23 +212,29 @@ def _noise(side: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        b"",
-        b"no image at all",
-        b"<!doctype html>",
-        _bomb(2**14),
-        _bomb(2**15),
-        _bomb(2**31 - 1),
-        _png(_noise(99))[:200],
-        _png(_noise(99), "JPEG")[:-900],
-        _png(np.zeros((2, 2, 3))),
+        (b"", "is empty"),
+        (b"no image at all", "PNG, JPEG, WebP, BMP and GIF can be read"),
+        (b"<!doctype html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (_bomb(2**14), f"more than {MAX_FILE_PIXELS}"),
+        (_bomb(2**15), f"more than {MAX_FILE_PIXELS}"),
+        (_bomb(2**31 - 1), f"more than {MAX_FILE_PIXELS}"),
+        (_png(_noise(99))[:200], "damaged or incomplete"),
+        (_png(_noise(99), "JPEG")[:-900], "damaged or incomplete"),
+        (_png(np.zeros((2, 2, 3))), "smaller"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
-def test_files_that_are_not_usable_images_are_rejected_by_name(page, content):
+def test_files_that_are_not_usable_images_are_rejected_by_name(page, content, message):
     error = _refusal(page.post("/shrink?name=photo.png", data=content))
-    assert "image" in error and "photo.png" in error
+    assert message in error and "photo.png" in error
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP"])
+def test_all_kinds_of_files_that_training_accepts_are_accepted(page, kind):
+    assert _pixels(_answer(page.post("/shrink", data=_png(_noise(12), kind)))["image"]).any()
 
 
 def test_an_upload_of_too_many_bytes_is_rejected(page):
