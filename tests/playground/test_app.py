@@ -279,8 +279,8 @@ def test_an_upload_of_too_many_bytes_is_rejected(page):
     ],
 )
 def test_an_invalid_field_is_named(page, image, changes):
-    said = _refusal(page.post("/complete", json=_request(image, **changes)))
-    assert next(iter(changes)) in said
+    message = _refusal(page.post("/complete", json=_request(image, **changes)))
+    assert next(iter(changes)) in message
 
 
 # Not JSON, not an object, or too much for Python's parser.

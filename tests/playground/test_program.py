@@ -78,13 +78,13 @@ def _refused(monkeypatch, *arguments) -> str:
 def test_a_port_that_is_taken_is_named(saved_model, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        said = _refused(monkeypatch, f"--saved_model={saved_model}", f"--port={port}")
-    assert "Address already in use); choose another" in said and f"port={port}" in said
+        message = _refused(monkeypatch, f"--saved_model={saved_model}", f"--port={port}")
+    assert "Address already in use); choose another" in message and f"port={port}" in message
 
 
 def test_a_host_that_is_not_of_this_machine_is_named(saved_model, monkeypatch):
-    said = _refused(monkeypatch, f"--saved_model={saved_model}", "--host=192.0.2.1")
-    assert "cannot listen there" in said and "host=192.0.2.1" in said
+    message = _refused(monkeypatch, f"--saved_model={saved_model}", "--host=192.0.2.1")
+    assert "cannot listen there" in message and "host=192.0.2.1" in message
 
 
 def test_neither_model_nor_server_is_refused(monkeypatch):
@@ -92,12 +92,12 @@ def test_neither_model_nor_server_is_refused(monkeypatch):
 
 
 def test_a_wrong_saved_model_is_refused(tmp_path, monkeypatch):
-    said = _refused(monkeypatch, f"--saved_model={tmp_path / 'none'}")
-    assert "does not exist" in said
+    message = _refused(monkeypatch, f"--saved_model={tmp_path / 'none'}")
+    assert "does not exist" in message
     (tmp_path / "other" / "assets").mkdir(parents=True)
     (tmp_path / "other" / "saved_model.pb").write_bytes(b"no graph")
-    said = _refused(monkeypatch, f"--saved_model={tmp_path / 'other'}")
-    assert "not written by igpt_tf" in said
+    message = _refused(monkeypatch, f"--saved_model={tmp_path / 'other'}")
+    assert "not written by igpt_tf" in message
 
 
 def test_a_damaged_saved_model_is_refused(tmp_path, monkeypatch):
@@ -111,8 +111,8 @@ def test_a_server_that_is_not_there_is_named(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and listens not
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        said = _refused(monkeypatch, f"--server={address}")
-    assert "no answer from the server" in said and f"server={address}" in said
+        message = _refused(monkeypatch, f"--server={address}")
+    assert "no answer from the server" in message and f"server={address}" in message
 
 
 def test_a_served_model_answers_as_the_same_local_model(saved_model, served):

@@ -348,7 +348,7 @@ def test_the_program_samples_from_a_server(server, tmp_path):
         ("--ask=sample", "--temperature=nan"),
         ("--ask=sample", "--num_images=9999"),
         ("--ask=score",),
-        ("--ask=paint",),
+        ("--ask=unknown",),
         ("--ask=inpaint", "--images=x.png"),
         ("--ask=sample", "--server=127.0.0.1:9"),
         ("--ask=sample", "--server=127.0.0.1:99999"),
