@@ -68,11 +68,11 @@ def _serve(backend):
             with contextlib.suppress(OSError):  # closed below
                 server.run()
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         server.close()
-        thread.join(60)
+        thread.join(5)
 
 
 @pytest.fixture(scope="module")
