@@ -1,0 +1,394 @@
+"""A study: a grid of pretraining runs, the linear probe of each, one table and its figures.
+
+A cell of the grid is an ordinary run in a workdir of its own, started as a separate process, so
+that it resumes after an interruption and finished cells are kept.
+
+Source: paper, sections 4.1 to 4.4 and figures 2 to 4; the training budgets follow Hoffmann et al.
+2022, "Training Compute-Optimal Large Language Models".
+"""
+
+import csv
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import gin
+import numpy as np
+
+from igpt_tf import files, formatting
+from igpt_tf.errors import InputError
+from igpt_tf.model import ImageGPT, abstract_model, count_parameters
+
+_PROBE_FOLDER = "linear_probe"
+_MIN_CELLS_TO_FIT = 6  # the fit has five coefficients
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        objective: Name of the objective.
+        size: Name of the model's size.
+        tokens_per_parameter: Budget: number of training tokens per weight.
+        seed: Random seed of the run.
+        num_layers, hidden_dim, num_heads: Sizes of the model.
+        parameters: Number of weights.
+        sequence_length: Tokens per image.
+        num_steps: Length of the run in optimizer steps.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate.
+    """
+
+    objective: str
+    size: str
+    tokens_per_parameter: int
+    seed: int
+    num_layers: int
+    hidden_dim: int
+    num_heads: int
+    parameters: int
+    sequence_length: int
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+
+    @property
+    def name(self) -> str:
+        """Folder of the cell, such as "autoregressive_s_50_seed0"."""
+        return f"{self.objective}_{self.size}_{self.tokens_per_parameter}_seed{self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        """Number of training tokens."""
+        return self.num_steps * self.batch_size * self.sequence_length
+
+    @property
+    def flops(self) -> float:
+        """Arithmetic of training: 6 per weight and token, and attention's products.
+
+        Embedding look-ups need no arithmetic, the output embedding does.
+        """
+        look_ups = self.sequence_length * self.hidden_dim  # position embeddings
+        attended = self.sequence_length / (2 if self.objective == "autoregressive" else 1)
+        attention = 12 * self.num_layers * self.hidden_dim * attended
+        return self.tokens * (6 * (self.parameters - look_ups) + attention)
+
+
+@gin.configurable
+def study(
+    *,
+    workdir: str,
+    gin_files: Sequence[str],
+    models: Mapping[str, Sequence[int]],
+    tokens_per_parameter: Sequence[int],
+    image_size: Sequence[int],
+    vocabulary_size: int,
+    batch_size: int,
+    learning_rate_times_width: float,
+    objectives: Sequence[str] = ("autoregressive", "masked"),
+    seeds: Mapping[str, Sequence[int]] | Sequence[int] = (0,),
+    bindings: Sequence[str] = (),
+    probe: bool = True,
+    dry_run: bool = False,
+    jobs: int = 1,
+    shard: str = "0/1",
+) -> str:
+    """Runs the cells that are not finished, then writes the table and the figures.
+
+    Args:
+        workdir: Folder of the study: `cells/NAME/`, `study.json`, `study.csv` and figures.
+        gin_files: Gin files that all cells share: base, data set, optimization.
+        models: Size name -> (num_layers, hidden_dim, num_heads).
+        tokens_per_parameter: Training budgets.
+        image_size: (H, W) of the images.
+        vocabulary_size: Number of colours of the palette.
+        batch_size: Images per step.
+        learning_rate_times_width: The peak learning rate of a model is this over `hidden_dim`.
+        objectives: Names of files in gin/objectives.
+        seeds: Random seeds of every size, or size name -> seeds (others have seed 0).
+        bindings: Gin bindings that all cells share.
+        probe: Whether to run `tools.linear_probe` on each cell. Skipped without labels.
+        dry_run: Print the cells, their arithmetic and expected time; run and write nothing.
+        jobs: Cells that run at the same time.
+        shard: "I/N" runs every N-th cell from the I-th, for a cluster's job array.
+
+    Returns:
+        The table as text.
+
+    Raises:
+        InputError: The grid is empty, a budget is shorter than a step, a cell's workdir belongs to
+            another configuration, or a cell fails.
+    """
+    cells = grid_cells(
+        models=models,
+        tokens_per_parameter=tokens_per_parameter,
+        objectives=objectives,
+        seeds=seeds,
+        image_size=image_size,
+        vocabulary_size=vocabulary_size,
+        batch_size=batch_size,
+        learning_rate_times_width=learning_rate_times_width,
+    )
+    mine = cells[_shard_slice(shard)]
+    if dry_run:
+        return _format_plan(mine, workdir)
+    files.make_workdir(workdir)
+
+    def run(cell: Cell) -> None:
+        _run_cell(cell, os.path.join(workdir, "cells", cell.name), gin_files, bindings, probe)
+
+    with ThreadPoolExecutor(jobs) as threads:
+        list(threads.map(run, mine))
+    rows = [row for cell in cells if (row := _read_cell(cell, workdir)) is not None]
+    report = {"cells": rows, "fits": {name: fit_loss(rows, name) for name in objectives}}
+    files.write_json(os.path.join(workdir, "study.json"), report)
+    files.write_text(os.path.join(workdir, "study.csv"), _as_csv(rows))
+    from igpt_tf.evaluation import study_figures  # matplotlib is not needed before
+
+    study_figures.write_figures(workdir, report)
+    unfinished = len(cells) - len(rows)
+    note = f"\n{unfinished} of {len(cells)} cells are not finished." if unfinished else ""
+    return format_table(rows) + note
+
+
+def grid_cells(
+    *,
+    models: Mapping[str, Sequence[int]],
+    tokens_per_parameter: Sequence[int],
+    objectives: Sequence[str],
+    seeds: Mapping[str, Sequence[int]] | Sequence[int],
+    image_size: Sequence[int],
+    vocabulary_size: int,
+    batch_size: int,
+    learning_rate_times_width: float,
+) -> list[Cell]:
+    """The cells of a grid, cheapest budgets first. Arguments as in `study`.
+
+    Raises:
+        InputError: The grid is empty, or a budget is shorter than a step.
+    """
+    cells = []
+    length = image_size[0] * image_size[1]
+    for ratio in sorted(tokens_per_parameter):
+        for size, (num_layers, hidden_dim, num_heads) in models.items():
+            parameters = _count(image_size, vocabulary_size, num_layers, hidden_dim, num_heads)
+            num_steps = round(parameters * ratio / (length * batch_size))
+            if num_steps < 1:
+                raise InputError(
+                    "a budget must be at least one step; raise tokens_per_parameter or lower "
+                    f"batch_size. Received: tokens_per_parameter={ratio}, size={size!r} of "
+                    f"{parameters:,} weights, batch_size={batch_size}"
+                )
+            own_seeds = seeds.get(size, (0,)) if isinstance(seeds, Mapping) else seeds
+            cells += [
+                Cell(
+                    objective=objective,
+                    size=size,
+                    tokens_per_parameter=ratio,
+                    seed=seed,
+                    num_layers=num_layers,
+                    hidden_dim=hidden_dim,
+                    num_heads=num_heads,
+                    parameters=parameters,
+                    sequence_length=length,
+                    num_steps=num_steps,
+                    batch_size=batch_size,
+                    learning_rate=round(learning_rate_times_width / hidden_dim, 6),
+                )
+                for objective in objectives
+                for seed in own_seeds
+            ]
+    if not cells:
+        raise InputError(
+            "the grid is empty; give study.models, study.tokens_per_parameter, study.objectives "
+            f"and study.seeds at least one value each. Received: models={dict(models)}, "
+            f"tokens_per_parameter={list(tokens_per_parameter)}, objectives={list(objectives)}"
+        )
+    return cells
+
+
+def _count(image_size, vocabulary_size, num_layers, hidden_dim, num_heads) -> int:
+    def build() -> ImageGPT:
+        return ImageGPT(
+            image_size=tuple(image_size),
+            vocabulary_size=vocabulary_size,
+            num_layers=num_layers,
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+        )
+
+    return count_parameters(lambda: abstract_model(build))
+
+
+def _shard_slice(shard: str) -> slice:
+    index, _, count = shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(f"--shard must be I/N with I below N, such as 0/4. Received: {shard=}")
+    return slice(int(index), None, int(count))
+
+
+def _run_cell(cell: Cell, folder: str, gin_files, bindings, probe: bool) -> None:
+    """Pretrains and probes one cell, each unless it is finished."""
+    own = [
+        *bindings,
+        f"build_model.num_layers={cell.num_layers}",
+        f"build_model.hidden_dim={cell.hidden_dim}",
+        f"build_model.num_heads={cell.num_heads}",
+        f"train.num_steps={cell.num_steps}",
+        f"train.batch_size={cell.batch_size}",
+        f"train.seed={cell.seed}",
+        f"build_optimizer.learning_rate={cell.learning_rate}",
+    ]
+    objective_file = f"gin/objectives/{cell.objective}.gin"
+    arguments = [f"--gin_file={path}" for path in (*gin_files, objective_file)]
+    arguments += [f"--gin_param={binding}" for binding in own]
+    _call("igpt_tf.main", *arguments, f"--workdir={folder}", name=cell.name)
+    probe_folder = os.path.join(folder, _PROBE_FOLDER)
+    if probe and not os.path.exists(os.path.join(probe_folder, "linear_probe.json")):
+        export = os.path.join(folder, "export")
+        _call(
+            "tools.linear_probe",
+            f"--saved_model={export}",
+            f"--workdir={probe_folder}",
+            name=f"{cell.name}, linear probe",
+        )
+
+
+def _call(module: str, *arguments: str, name: str) -> None:
+    """Runs a program; its error line becomes an InputError that names the cell."""
+    print(f"{name}: python -m {module}", flush=True)
+    ended = subprocess.run(
+        [sys.executable, "-m", module, *arguments], stderr=subprocess.PIPE, text=True, check=False
+    )
+    if ended.returncode:
+        lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        reason = lines[-1].removeprefix("error: ") if lines else ended.stderr.strip()[-300:]
+        raise InputError(f"the cell {name} ended with exit code {ended.returncode}: {reason}")
+
+
+def _read_cell(cell: Cell, workdir: str) -> dict | None:
+    """The row of a finished cell: its settings, losses and probe accuracies."""
+    folder = os.path.join(workdir, "cells", cell.name)
+    path = os.path.join(folder, "result.json")
+    if not os.path.exists(path):
+        return None
+    fix = "remove it and start the study again"
+    result = files.read_json(path, description="the result of a cell", fix=fix)
+    row = {
+        "name": cell.name,
+        **dataclasses.asdict(cell),
+        "tokens": cell.tokens,
+        "flops": cell.flops,
+        "step": result["step"],
+        **{f"{split}_nats_per_token": value for split, value in result["nats_per_token"].items()},
+    }
+    path = os.path.join(folder, _PROBE_FOLDER, "linear_probe.json")
+    if os.path.exists(path):
+        probe = files.read_json(path, description="the probe of a cell", fix=fix)
+        split = probe["measured_on"]
+        best = probe["best_layer"]
+        row |= {
+            "probe_split": split,
+            "probe_accuracy": best[f"{split}_accuracy"],
+            "probe_layer": best["layer"],
+            "probe_by_layer": [layer[f"{split}_accuracy"] for layer in probe["layers"]],
+            "raw_pixels_accuracy": probe["baselines"]["raw_pixels"][f"{split}_accuracy"],
+        }
+    return row
+
+
+def fit_loss(rows: Sequence[dict], objective: str) -> dict | None:
+    """Fits loss = E + A / N^alpha + B / D^beta to the cells of one objective.
+
+    Args:
+        rows: Rows of the table; N is `parameters`, D `tokens`, the loss the held-out one.
+        objective: Whose cells are used.
+
+    Returns:
+        {"E", "A", "alpha", "B", "beta", "rms"}, or None with fewer than 6 different cells.
+
+    Source: Hoffmann et al. 2022, section 3.3.
+    """
+    from scipy.optimize import least_squares
+
+    own = [row for row in rows if row["objective"] == objective]
+    points = np.array([[r["parameters"], r["tokens"], r["valid_nats_per_token"]] for r in own])
+    if len(points) == 0 or len(np.unique(points[:, :2], axis=0)) < _MIN_CELLS_TO_FIT:
+        return None
+    weights, tokens, losses = points.T
+
+    def predict(parameters):
+        log_e, log_a, alpha, log_b, beta = parameters
+        return np.exp(log_e) + np.exp(log_a) / weights**alpha + np.exp(log_b) / tokens**beta
+
+    start = [np.log(losses.min() * 0.9), 3.0, 0.4, 3.0, 0.4]
+    bounds = ([-5, -5, 0.01, -5, 0.01], [5, 25, 2, 25, 2])
+    found = least_squares(lambda p: predict(p) - losses, start, bounds=bounds)
+    log_e, log_a, alpha, log_b, beta = found.x
+    return {
+        "E": float(np.exp(log_e)),
+        "A": float(np.exp(log_a)),
+        "alpha": float(alpha),
+        "B": float(np.exp(log_b)),
+        "beta": float(beta),
+        "rms": float(np.sqrt(np.mean(found.fun**2))),
+    }
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """The finished cells as a text table."""
+    header = ["cell", "weights", "tokens/weight", "FLOPs", "nats/token", "probe", "layer"]
+    lines = [
+        [
+            row["name"],
+            f"{row['parameters']:,}",
+            row["tokens_per_parameter"],
+            f"{row['flops']:.2e}",
+            f"{row['valid_nats_per_token']:.4f}",
+            formatting.percent(row.get("probe_accuracy")),
+            row.get("probe_layer", ""),
+        ]
+        for row in rows
+    ]
+    return formatting.table(header, lines) if lines else "No cell is finished."
+
+
+def _format_plan(cells: Sequence[Cell], workdir: str) -> str:
+    from igpt_tf.training.plan import measured_flops
+
+    speed = 0.3 * measured_flops("float32")  # small models reach less of the peak than large ones
+    header = ["cell", "weights", "tokens/weight", "steps", "rate", "FLOPs", "minutes", ""]
+    lines = []
+    for cell in cells:
+        path = os.path.join(workdir, "cells", cell.name, "result.json")
+        lines.append(
+            [
+                cell.name,
+                f"{cell.parameters:,}",
+                cell.tokens_per_parameter,
+                f"{cell.num_steps:,}",
+                f"{cell.learning_rate:g}",
+                f"{cell.flops:.2e}",
+                f"{cell.flops / speed / 60:.1f}",
+                "finished" if os.path.exists(path) else "",
+            ]
+        )
+    total = sum(cell.flops for cell in cells) / speed / 60
+    return (
+        formatting.table(header, lines)
+        + f"\n{len(cells)} cells, about {total:.0f} minutes of training on this machine"
+    )
+
+
+def _as_csv(rows: Sequence[dict]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
