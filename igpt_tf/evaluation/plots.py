@@ -32,7 +32,7 @@ def accuracy_by_layer(path: str, report: dict) -> None:
     split = report["measured_on"]
     measure, size = f"{split}_accuracy", report["num_images"][split]
     rows, best = report["layers"], report["best_layer"]
-    with _figure(path, (7.6, 4.2)) as (_, axes):
+    with open_figure(path, (7.6, 4.2)) as (_, axes):
         layers = [row["layer"] for row in rows]
         percents = [100 * row[measure] for row in rows]
         label = "pretrained network, with its 95 % interval"
@@ -66,7 +66,7 @@ def accuracy_by_layer(path: str, report: dict) -> None:
 def accuracy_by_labels(path: str, report: dict) -> None:
     """Plots the report of `low_data`: accuracy over labels per class, deviations as bars."""
     split = report["measured_on"]
-    with _figure(path) as (_, axes):
+    with open_figure(path) as (_, axes):
         for colour, name in (
             (_MODEL_COLOUR, "pretrained_network"),
             (_OTHER_COLOURS[0], "raw_pixels"),
@@ -97,7 +97,7 @@ def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: 
     """Plots a confusion matrix int[C,C] of labels (rows) and predictions in percent per row."""
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(12, 3.2 + 0.42 * len(counts))
-    with _figure(path, (size + 0.6, size)) as (figure, axes):
+    with open_figure(path, (size + 0.6, size)) as (figure, axes):
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
         figure.colorbar(image, ax=axes, label="share of the images of a label (%)", fraction=0.046)
         if len(counts) <= _MAX_NAMED_CLASSES:
@@ -116,7 +116,7 @@ def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: 
 
 def surprise_map(path: str, surprise: np.ndarray, title: str) -> None:
     """Plots the mean surprise float[H,W] of each pixel in nats."""
-    with _figure(path, (5.2, 4.4)) as (figure, axes):
+    with open_figure(path, (5.2, 4.4)) as (figure, axes):
         image = axes.imshow(surprise, cmap="magma", interpolation="nearest")
         figure.colorbar(image, ax=axes, label="surprise (nats)", fraction=0.046)
         axes.set_xlabel("column")
@@ -131,7 +131,7 @@ def _set_title(axes, report: dict, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _figure(path: str, size: tuple[float, float] = (6.4, 4.2)) -> Iterator[tuple]:
+def open_figure(path: str, size: tuple[float, float] = (6.4, 4.2)) -> Iterator[tuple]:
     """(figure, axes) without frame and with a light grid, written to `path` at the end."""
     # Not pyplot, which keeps global state and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

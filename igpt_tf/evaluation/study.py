@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 import gin
 import numpy as np
 
-from igpt_tf import files, formatting
+from igpt_tf import config, files, formatting
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT, abstract_model, count_parameters
+from igpt_tf.savedmodel.metadata import find, read_metadata
 
 _PROBE_FOLDER = "linear_probe"
 _MIN_CELLS_TO_FIT = 6  # the fit has five coefficients
@@ -94,6 +95,7 @@ def study(
     seeds: Mapping[str, Sequence[int]] | Sequence[int] = (0,),
     bindings: Sequence[str] = (),
     probe: bool = True,
+    probe_bindings: Sequence[str] = (),
     dry_run: bool = False,
     jobs: int = 1,
     shard: str = "0/1",
@@ -112,7 +114,9 @@ def study(
         objectives: Names of files in gin/objectives.
         seeds: Random seeds of every size, or size name -> seeds (others have seed 0).
         bindings: Gin bindings that all cells share.
-        probe: Whether to run `tools.linear_probe` on each cell. Skipped without labels.
+        probe: Whether to run `tools.linear_probe` on each cell. A data set without labels has no
+            probes; a message says so.
+        probe_bindings: Gin bindings of the probes.
         dry_run: Print the cells, their arithmetic and expected time; run and write nothing.
         jobs: Cells that run at the same time.
         shard: "I/N" runs every N-th cell from the I-th, for a cluster's job array.
@@ -140,7 +144,10 @@ def study(
     files.make_workdir(workdir)
 
     def run(cell: Cell) -> None:
-        _run_cell(cell, os.path.join(workdir, "cells", cell.name), gin_files, bindings, probe)
+        folder = os.path.join(workdir, "cells", cell.name)
+        _pretrain(cell, folder, gin_files, bindings)
+        if probe:
+            _probe(cell, folder, probe_bindings)
 
     with ThreadPoolExecutor(jobs) as threads:
         list(threads.map(run, mine))
@@ -232,8 +239,10 @@ def _shard_slice(shard: str) -> slice:
     return slice(int(index), None, int(count))
 
 
-def _run_cell(cell: Cell, folder: str, gin_files, bindings, probe: bool) -> None:
-    """Pretrains and probes one cell, each unless it is finished."""
+def _pretrain(cell: Cell, folder: str, gin_files: Sequence[str], bindings: Sequence[str]) -> None:
+    """Starts or resumes the run of a cell; a finished one ends at once."""
+    if _is_finished(folder, cell):
+        return
     own = [
         *bindings,
         f"build_model.num_layers={cell.num_layers}",
@@ -245,21 +254,59 @@ def _run_cell(cell: Cell, folder: str, gin_files, bindings, probe: bool) -> None
         f"build_optimizer.learning_rate={cell.learning_rate}",
     ]
     objective_file = f"gin/objectives/{cell.objective}.gin"
-    arguments = [f"--gin_file={path}" for path in (*gin_files, objective_file)]
-    arguments += [f"--gin_param={binding}" for binding in own]
-    _call("igpt_tf.main", *arguments, f"--workdir={folder}", name=cell.name)
-    probe_folder = os.path.join(folder, _PROBE_FOLDER)
-    if probe and not os.path.exists(os.path.join(probe_folder, "linear_probe.json")):
-        export = os.path.join(folder, "export")
-        _call(
-            "tools.linear_probe",
-            f"--saved_model={export}",
-            f"--workdir={probe_folder}",
-            name=f"{cell.name}, linear probe",
-        )
+    _call(
+        cell.name,
+        "igpt_tf.main",
+        *(f"--gin_file={path}" for path in (*gin_files, objective_file)),
+        *(f"--gin_param={binding}" for binding in own),
+        f"--workdir={folder}",
+    )
 
 
-def _call(module: str, *arguments: str, name: str) -> None:
+def _is_finished(folder: str, cell: Cell) -> bool:
+    """Whether the run is complete. Raises: InputError: It is a run of another configuration."""
+    if not os.path.exists(os.path.join(folder, "result.json")):
+        return False
+    with open(os.path.join(folder, "operative_config.gin"), encoding="utf-8") as file:
+        found = config.parse_bindings(file.read())
+    wanted = {
+        "build_model.num_layers": cell.num_layers,
+        "build_model.hidden_dim": cell.hidden_dim,
+        "build_model.num_heads": cell.num_heads,
+        "train.num_steps": cell.num_steps,
+        "train.batch_size": cell.batch_size,
+        "train.seed": cell.seed,
+        "build_optimizer.learning_rate": cell.learning_rate,
+    }
+    for name, value in wanted.items():
+        if found.get(name) != repr(value):
+            raise InputError(
+                "a cell's workdir belongs to another configuration; choose another study folder "
+                f"or remove it. Received: {name}={value}, {found.get(name)} in {folder}"
+            )
+    return True
+
+
+def _probe(cell: Cell, folder: str, bindings: Sequence[str]) -> None:
+    """Runs the linear probe of a cell unless its result exists or the data have no labels."""
+    workdir = os.path.join(folder, _PROBE_FOLDER)
+    if os.path.exists(os.path.join(workdir, "linear_probe.json")):
+        return
+    export = os.path.join(folder, "export")
+    metadata = read_metadata(find(export))
+    if metadata.get("class_names") is None:
+        print(f"{cell.name}: no linear probe, the data set has no labels", flush=True)
+        return
+    _call(
+        f"{cell.name}, linear probe",
+        "tools.linear_probe",
+        f"--saved_model={export}",
+        f"--workdir={workdir}",
+        *(f"--gin_param={binding}" for binding in bindings),
+    )
+
+
+def _call(name: str, module: str, *arguments: str) -> None:
     """Runs a program; its error line becomes an InputError that names the cell."""
     print(f"{name}: python -m {module}", flush=True)
     ended = subprocess.run(

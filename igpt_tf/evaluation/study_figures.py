@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from igpt_tf.evaluation.plots import figure
+from igpt_tf.evaluation.plots import open_figure
 
 _COLOURS = ("#1f5fa8", "#b5651d", "#6b8e23", "#8e4585", "#2a9d8f", "#8a8a8a")
 _TITLES = {"autoregressive": "autoregressive", "masked": "masked (BERT)"}
@@ -33,7 +33,7 @@ def write_figures(workdir: str, report: dict) -> None:
 
 def loss_over_compute(path: str, rows: Sequence[dict], fit: dict | None) -> None:
     """Held-out loss over training FLOPs, a line per size, with the fitted optimum per budget."""
-    with figure(path) as (_, axes):
+    with open_figure(path) as (_, axes):
         for colour, (size, own) in zip(_COLOURS, _by_size(rows), strict=False):
             own = sorted(own, key=lambda row: row["flops"])
             axes.plot(
@@ -56,7 +56,7 @@ def loss_over_compute(path: str, rows: Sequence[dict], fit: dict | None) -> None
 
 def probe_over_loss(path: str, rows: Sequence[dict]) -> None:
     """Probe accuracy of the best layer over the loss, as in the paper's figure 3."""
-    with figure(path) as (_, axes):
+    with open_figure(path) as (_, axes):
         for colour, (size, own) in zip(_COLOURS, _by_size(rows), strict=False):
             own = sorted(own, key=lambda row: row["valid_nats_per_token"])
             axes.plot(
@@ -78,7 +78,7 @@ def probe_over_loss(path: str, rows: Sequence[dict]) -> None:
 
 def accuracy_over_depth(path: str, rows: Sequence[dict]) -> None:
     """Probe accuracy of every layer, a line per size at its largest budget; paper, figure 2."""
-    with figure(path) as (_, axes):
+    with open_figure(path) as (_, axes):
         for colour, (size, own) in zip(_COLOURS, _by_size(rows), strict=False):
             last = max(own, key=lambda row: (row["tokens"], -row["seed"]))
             layers = np.arange(len(last["probe_by_layer"])) / (len(last["probe_by_layer"]) - 1)
@@ -97,7 +97,7 @@ def accuracy_over_depth(path: str, rows: Sequence[dict]) -> None:
 
 def objectives_compared(path: str, rows: Sequence[dict]) -> None:
     """Probe accuracy over training FLOPs for each objective; paper, figure 4."""
-    with figure(path) as (_, axes):
+    with open_figure(path) as (_, axes):
         styles = {"autoregressive": "o-", "masked": "s--"}
         for objective in sorted({row["objective"] for row in rows}):
             probed = [r for r in rows if r["objective"] == objective and "probe_accuracy" in r]
@@ -130,6 +130,4 @@ def _optimum(fit: dict, flops: float) -> float:
     """The lowest loss that `fit` predicts for a budget of C = 6 N D FLOPs."""
     weights = np.geomspace(1e3, flops / 6e3, 400)
     tokens = flops / (6 * weights)
-    return np.min(
-        fit["E"] + fit["A"] / weights ** fit["alpha"] + fit["B"] / tokens ** fit["beta"]
-    )
+    return np.min(fit["E"] + fit["A"] / weights ** fit["alpha"] + fit["B"] / tokens ** fit["beta"])

@@ -1,0 +1,126 @@
+"""A study runs the cells of its grid, keeps finished ones and collects their numbers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from igpt_tf.errors import InputError
+from igpt_tf.evaluation import study
+
+GRID = {
+    "models": {"a": (1, 8, 1), "b": (2, 16, 2)},
+    "tokens_per_parameter": [10, 5],
+    "objectives": ["autoregressive", "masked"],
+    "seeds": {"a": (0, 1)},
+    "image_size": (8, 8),
+    "vocabulary_size": 17,
+    "batch_size": 16,
+    "learning_rate_times_width": 0.24,
+}
+
+
+def test_the_grid_has_a_cell_per_size_budget_objective_and_seed():
+    cells = study.grid_cells(**GRID)
+    assert len(cells) == 2 * 2 * (2 + 1)
+    assert cells[0].name == "autoregressive_a_5_seed0"
+    assert {cell.learning_rate for cell in cells} == {0.03, 0.015}
+
+
+def test_a_cell_trains_for_its_tokens_per_parameter():
+    for cell in study.grid_cells(**GRID):
+        # One step has 1,024 tokens.
+        assert abs(cell.tokens - cell.tokens_per_parameter * cell.parameters) <= 512
+
+
+def test_parameters_follow_the_formula_of_the_paper():
+    cell = study.grid_cells(**GRID)[0]
+    layers, width, length, colours = 1, 8, 64, 17
+    expected = layers * (12 * width**2 + 2 * width) + length * width + 2 * colours * width
+    assert cell.parameters == expected + 2 * width
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": {}}, "the grid is empty"),
+        ({"objectives": []}, "the grid is empty"),
+        ({"batch_size": 10_000_000}, "a budget must be at least one step"),
+    ],
+)
+def test_an_empty_grid_and_a_budget_below_one_step_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        study.grid_cells(**{**GRID, **change})
+
+
+@pytest.mark.parametrize("shard", ["2/2", "a/2", "1", "-1/2"])
+def test_a_wrong_shard_is_refused(shard):
+    with pytest.raises(InputError, match="I/N"):
+        study._shard_slice(shard)
+
+
+def test_shards_divide_the_cells_among_processes():
+    cells = study.grid_cells(**GRID)
+    parts = [cells[study._shard_slice(f"{i}/3")] for i in range(3)]
+    assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in cells)
+
+
+def test_the_fit_recovers_the_coefficients_of_a_scaling_law():
+    rows = [
+        {
+            "objective": "masked",
+            "parameters": n,
+            "tokens": d,
+            "valid_nats_per_token": 2 + 30 / n**0.35 + 60 / d**0.3,
+        }
+        for n in (5e4, 1e5, 3e5)
+        for d in (2e6, 8e6, 3e7)
+    ]
+    fit = study.fit_loss(rows, "masked")
+    assert fit["rms"] < 1e-4
+    assert fit["E"] == pytest.approx(2, abs=0.02)
+    assert fit["alpha"] == pytest.approx(0.35, abs=0.02)
+    assert study.fit_loss(rows, "autoregressive") is None
+
+
+def test_a_study_of_two_cells_pretrains_probes_and_writes_its_table(tmp_path):
+    bindings = ['"intervals.evaluate_every=5"', '"build_optimizer.warmup_steps=2"']
+    parameters = {
+        "gin_files": "['gin/base.gin', 'gin/datasets/digits.gin', 'gin/optimization/short.gin']",
+        "bindings": f"[{', '.join([*bindings, chr(34) + 'build_model.vocabulary_size=17' + chr(34)])}]",
+        "image_size": "(8, 8)",
+        "vocabulary_size": "17",
+        "models": "{'a': (1, 8, 1)}",
+        "tokens_per_parameter": "[5]",
+        "batch_size": "16",
+        "learning_rate_times_width": "0.05",
+        "probe_bindings": "['linear_probe.num_train=200']",
+    }
+    text = "\n".join(f"study.{name} = {value}" for name, value in parameters.items())
+    (tmp_path / "digits.gin").write_text(text)
+    command = [sys.executable, "-m", "tools.study", f"--gin_file={tmp_path / 'digits.gin'}"]
+    command += [f"--workdir={tmp_path / 'study'}"]
+
+    planned = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, check=True)
+    assert "2 cells" in planned.stdout
+    assert not (tmp_path / "study").exists()
+
+    subprocess.run([*command, "--jobs=2"], capture_output=True, text=True, check=True)
+    report = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert [row["objective"] for row in report["cells"]] == ["autoregressive", "masked"]
+    for row in report["cells"]:
+        assert 0 < row["valid_nats_per_token"] < 3
+        assert len(row["probe_by_layer"]) == 2
+    for name in ("study.csv", "loss_masked.png", "probe_masked.png", "objectives.png"):
+        assert os.path.exists(tmp_path / "study" / name)
+
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "python -m igpt_tf.main" not in again.stdout  # finished cells are kept
+
+    changed = (tmp_path / "digits.gin").read_text().replace("0.05", "0.06")
+    (tmp_path / "digits.gin").write_text(changed)
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "belongs to another configuration" in refused.stderr
