@@ -23,8 +23,10 @@ from igpt_tf import config, files, formatting
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT, abstract_model, count_parameters
 from igpt_tf.savedmodel.metadata import find, read_metadata
+from igpt_tf.training.plan import measure_flops
 
 _PROBE_FOLDER = "linear_probe"
+_UTILIZATION = 0.3  # of the peak FLOP/s; small models reach less than large ones
 _MIN_CELLS_TO_FIT = 6  # the fit has five coefficients
 
 
@@ -406,9 +408,8 @@ def format_table(rows: Sequence[dict]) -> str:
 
 
 def _format_plan(cells: Sequence[Cell], workdir: str) -> str:
-    from igpt_tf.training.plan import measured_flops
-
-    speed = 0.3 * measured_flops("float32")  # small models reach less of the peak than large ones
+    peak, warnings = measure_flops()
+    speed = _UTILIZATION * peak
     header = ["cell", "weights", "tokens/weight", "steps", "rate", "FLOPs", "minutes", ""]
     lines = []
     for cell in cells:
@@ -429,6 +430,7 @@ def _format_plan(cells: Sequence[Cell], workdir: str) -> str:
     return (
         formatting.table(header, lines)
         + f"\n{len(cells)} cells, about {total:.0f} minutes of training on this machine"
+        + "".join(f"\n{warning}" for warning in warnings)
     )
 
 

@@ -86,10 +86,14 @@ def test_the_fit_recovers_the_coefficients_of_a_scaling_law():
 
 
 def test_a_study_of_two_cells_pretrains_probes_and_writes_its_table(tmp_path):
-    bindings = ['"intervals.evaluate_every=5"', '"build_optimizer.warmup_steps=2"']
+    bindings = [
+        "build_model.vocabulary_size=17",
+        "build_optimizer.warmup_steps=2",
+        "intervals.evaluate_every=5",
+    ]
     parameters = {
         "gin_files": "['gin/base.gin', 'gin/datasets/digits.gin', 'gin/optimization/short.gin']",
-        "bindings": f"[{', '.join([*bindings, chr(34) + 'build_model.vocabulary_size=17' + chr(34)])}]",
+        "bindings": repr(bindings),
         "image_size": "(8, 8)",
         "vocabulary_size": "17",
         "models": "{'a': (1, 8, 1)}",
