@@ -4,8 +4,7 @@ import contextlib
 import json
 import os
 import socket
-import sys
-import threading
+import time
 
 import tensorflow as tf
 
@@ -111,21 +110,79 @@ def first_line(error: Exception) -> str:
     return " ".join(str(getattr(error, "message", error)).split())[:160]
 
 
-@contextlib.contextmanager
-def exit_after(seconds: float, message: str):
-    """Ends the process with code 2 and one line if the block takes longer.
+def wait_for_workers(addresses: list[str], index: int, seconds: float, setting: str) -> None:
+    """Returns when every process of the cluster has called it.
 
-    For waits inside of TensorFlow, which cannot be interrupted.
+    TensorFlow's own wait at the start lasts an hour and cannot be interrupted. Here the chief
+    listens at its address until all others have connected, before TensorFlow takes over the port.
+
+    Args:
+        addresses: Addresses of all processes, the chief first.
+        index: Index of this process.
+        seconds: Time to wait.
+        setting: Name of the parameter that sets the time, for the error.
+
+    Raises:
+        InputError: Not all processes called it in time.
     """
-
-    def end():
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    deadline = time.monotonic() + seconds
     try:
-        yield
-    finally:
-        timer.cancel()
+        if index == 0:
+            missing = _accept_workers(addresses, deadline)
+        else:
+            missing = [] if _connect_to_chief(addresses[0], index, deadline) else [addresses[0]]
+    except OSError as error:
+        raise InputError(
+            f"the workers cannot be connected ({error}); check the addresses. "
+            f"Received: {addresses=}, {index=}"
+        ) from None
+    if missing:
+        raise InputError(
+            f"not all workers started within {seconds:g} seconds; start every one, or set "
+            f"{setting}. Received: no answer from {', '.join(missing)}"
+        )
+
+
+def _accept_workers(addresses: list[str], deadline: float) -> list[str]:
+    """Addresses of the workers that did not connect to this process, the chief, in time."""
+    connections = {}
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", int(addresses[0].rpartition(":")[2])))
+        listener.listen(len(addresses))
+        while len(connections) < len(addresses) - 1:
+            listener.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection, _ = listener.accept()
+                stack.enter_context(connection)
+                connection.settimeout(1)
+                index = connection.recv(16).decode("ascii", "replace")
+            except TimeoutError:
+                if time.monotonic() < deadline:
+                    continue
+                break
+            if index.isdecimal() and 0 < int(index) < len(addresses):
+                connections[int(index)] = connection
+        missing = [a for i, a in enumerate(addresses) if i and i not in connections]
+        for connection in [] if missing else connections.values():
+            connection.sendall(b"start")
+            # The other side closes first, so that the port is free for TensorFlow at once.
+            with contextlib.suppress(TimeoutError):
+                connection.recv(1)
+    return missing
+
+
+def _connect_to_chief(address: str, index: int, deadline: float) -> bool:
+    """Whether the chief answered that all workers have started."""
+    host, _, port = address.rpartition(":")
+    while (seconds := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as chief:
+                chief.sendall(str(index).encode())
+                if chief.recv(16) == b"start":
+                    return True
+        except OSError:
+            pass  # the chief has not started, or was restarted
+        time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+    return False

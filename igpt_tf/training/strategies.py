@@ -88,15 +88,16 @@ def multi_worker_strategy(
     check_choice("multi_worker_strategy.cluster", cluster, ("tf_config", "slurm"))
     resolver = clusters.resolve(cluster)
     received = clusters.describe(resolver)
-    message = _late("multi_worker_strategy", startup_seconds, received)
-    with clusters.exit_after(startup_seconds, message):
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-        except (tf.errors.OpError, RuntimeError) as error:
-            raise InputError(
-                f"the workers cannot be connected ({clusters.first_line(error)}); check the "
-                f"addresses and start all workers again. Received: {received}"
-            ) from None
+    clusters.wait_for_workers(
+        *clusters.processes(resolver), startup_seconds, "multi_worker_strategy.startup_seconds"
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except (tf.errors.OpError, RuntimeError) as error:
+        raise InputError(
+            f"the workers cannot be connected ({clusters.first_line(error)}); check the addresses "
+            f"and start all workers again. Received: {received}"
+        ) from None
 
 
 @gin.register
@@ -119,28 +120,22 @@ def sharded_strategy(
     if cluster != "local":
         resolver = clusters.resolve(cluster)
         received = clusters.describe(resolver)
-        os.environ.update(dtensor_variables(*clusters.processes(resolver)))
+        addresses, index = clusters.processes(resolver)
+        clusters.wait_for_workers(
+            addresses, index, startup_seconds, "sharded_strategy.startup_seconds"
+        )
+        os.environ.update(dtensor_variables(addresses, index))
     has_gpus = bool(tf.config.list_physical_devices("GPU"))
     if logical_cpus is not None:
         parts = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
-    with clusters.exit_after(startup_seconds, _late("sharded_strategy", startup_seconds, received)):
-        try:
-            return ShardedStrategy(
-                create_mesh("GPU" if has_gpus and logical_cpus is None else "CPU")
-            )
-        except (ValueError, RuntimeError, tf.errors.OpError) as error:
-            raise InputError(
-                f"the devices cannot be used together ({clusters.first_line(error)}); check the "
-                f"addresses and start all workers again. Received: {received}"
-            ) from None
-
-
-def _late(strategy: str, seconds: int, received: str) -> str:
-    return (
-        f"not all workers started within {seconds} seconds; start every one, or set "
-        f"{strategy}.startup_seconds. Received: {received}"
-    )
+    try:
+        return ShardedStrategy(create_mesh("GPU" if has_gpus and logical_cpus is None else "CPU"))
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise InputError(
+            f"the devices cannot be used together ({clusters.first_line(error)}); check the "
+            f"addresses and start all workers again. Received: {received}"
+        ) from None
 
 
 @gin.register

@@ -192,4 +192,5 @@ def test_worker_that_waits_in_vain_for_others_ends_in_one_line(tmp_path):
     )
     stderr = end(process, code=2, seconds=120)
     assert "not all workers started within 10 seconds" in stderr.splitlines()[-1]
+    assert f"no answer from {cluster['worker'][0]}" in stderr
     assert "Traceback" not in stderr
