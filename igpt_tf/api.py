@@ -54,7 +54,8 @@ def load(path: str) -> Pretrained:
     """Loads a SavedModel that a run or a conversion has written.
 
     Args:
-        path: Folder of the SavedModel, or a folder of numbered versions such as `export/`.
+        path: Folder of the SavedModel, a folder of numbered versions such as `export/`, or the
+            name of a model that comes with the package, such as "digits".
 
     Raises:
         InputError: The folder does not hold such a model, or it is damaged.

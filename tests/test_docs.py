@@ -1,7 +1,8 @@
 """The commands of README.md and docs/, and the code of the notebooks, run as they are printed.
 
 A fenced block ```bash is run in a copy of the repository, after the blocks above it, unless the
-line before it is a comment such as `<!-- not run: needs ImageNet -->`.
+line before it is a comment such as `<!-- not run: needs ImageNet -->`. The blocks ```python of a
+document are run as one program.
 """
 
 import json
@@ -15,18 +16,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(?P<comment><!-- not run: .+? -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(?P<comment><!-- not run: .+? -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)```",
+    re.DOTALL,
+)
 
 pytestmark = pytest.mark.docs
 
 
-def commands(path):
-    """The bash blocks of a document that are to be run."""
+def blocks(path, language):
+    """The blocks of a document, "bash" or "python", that are to be run."""
     found = BLOCK.finditer(path.read_text(encoding="utf-8"))
-    return [match["code"] for match in found if not match["comment"]]
+    return [
+        match["code"] for match in found if match["language"] == language and not match["comment"]
+    ]
 
 
-DOCUMENTS = [path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if commands(path)]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 
 
@@ -44,15 +50,30 @@ def copy(tmp_path):
 
 
 def run(copy, *command):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "IGPT_CACHE": str(copy / ".cache"),
+    }
     ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, f"{command[-1]}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def documents_with(language):
+    return pytest.mark.parametrize(
+        "path", [path for path in DOCUMENTS if blocks(path, language)], ids=lambda path: path.name
+    )
+
+
+@documents_with("bash")
 def test_the_commands_of_a_document_run(path, copy):
-    for code in commands(path):
+    for code in blocks(path, "bash"):
         run(copy, "bash", "-euo", "pipefail", "-c", code)
+
+
+@documents_with("python")
+def test_the_python_code_of_a_document_runs(path, copy):
+    run(copy, sys.executable, "-c", "\n".join(blocks(path, "python")))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

@@ -15,7 +15,7 @@ from igpt_tf import cli, files, runtime
 from igpt_tf.errors import InputError
 from igpt_tf.savedmodel.check import check_saved_model, format_problems, format_report
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Where check_serving.json is written, if anywhere.")
 
 

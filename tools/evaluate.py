@@ -10,7 +10,7 @@ from absl import flags
 
 from igpt_tf import cli, config, runtime
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Folder for the numbers and the plot.")
 flags.DEFINE_string("split", None, "Split of the data set: train, valid (the default) or test.")
 flags.DEFINE_string(

@@ -7,7 +7,7 @@ from absl import flags
 
 from igpt_tf import cli, runtime
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "The Hugging Face folder to write.")
 flags.DEFINE_string("license", None, "Licence of the weights for the model card, e.g. cc-by-4.0.")
 

@@ -14,7 +14,7 @@ from absl import flags
 from igpt_tf import cli, config, runtime
 from igpt_tf.savedmodel import metadata as exported
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
 flags.DEFINE_bool("from_scratch", False, "Start from random weights, for comparison.")
 

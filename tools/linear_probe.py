@@ -11,7 +11,7 @@ from absl import flags
 
 from igpt_tf import cli, config, runtime
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Folder for the numbers, the plot and the features.")
 flags.DEFINE_integer(
     "layers", None, "Also probe this many layers, concatenated, around the best one."

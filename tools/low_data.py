@@ -10,7 +10,7 @@ from absl import flags
 
 from igpt_tf import cli, config, runtime
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Folder for the numbers, the plot and the features.")
 flags.DEFINE_list(
     "labels_per_class", None, "Numbers of labels; without, 4,25,400 as far as there are images."

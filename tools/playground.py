@@ -18,7 +18,7 @@ from igpt_tf.savedmodel import metadata
 from igpt_tf.serving.client import Client
 from igpt_tf.serving.transports import Rest, ServerAddress
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all of this machine.")
 flags.DEFINE_integer("port", 8008, "Port to listen on; 0 for any free one.", 0, 65535)
 flags.DEFINE_string("server", None, "HOST:PORT of TensorFlow Serving's REST interface.")

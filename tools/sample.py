@@ -12,7 +12,7 @@ from absl import flags
 
 from igpt_tf import cli, config, runtime
 
-flags.DEFINE_string("saved_model", None, "A SavedModel, or the folder of its versions.")
+flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Folder for the pictures.")
 flags.DEFINE_integer("num_images", None, "Images to sample, or at most to complete; 16 without.")
 flags.DEFINE_integer("seed", 0, "Image i is generated with seed + i.")

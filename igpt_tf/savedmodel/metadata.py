@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from igpt_tf import files, runtime
 from igpt_tf.errors import InputError
+from igpt_tf.savedmodel import shipped
 
 GRAPH = "saved_model.pb"
 METADATA = os.path.join("assets", "metadata.json")
@@ -135,13 +136,20 @@ def find(path: str) -> str:
     """Finds a SavedModel's own folder.
 
     Args:
-        path: That folder, or the folder of its numbered versions, of which the highest counts.
+        path: That folder; the folder of its numbered versions, of which the highest counts; or,
+            if no such folder exists, the name of a model that comes with the package
+            (`shipped.MODELS`).
 
     Raises:
         InputError: There is no SavedModel.
     """
     if not os.path.isdir(path):
-        raise InputError(f"the SavedModel's folder does not exist. Received: path={path}")
+        if path in shipped.MODELS:
+            return shipped.export(path)
+        raise InputError(
+            "the SavedModel's folder does not exist, and no pretrained model of the package has "
+            f"this name (there is {', '.join(shipped.MODELS)}). Received: path={path}"
+        )
     if os.path.isfile(os.path.join(path, GRAPH)):
         return path
     try:
