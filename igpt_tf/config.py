@@ -35,7 +35,7 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 SHIPPED = _PACKAGE if os.path.isdir(os.path.join(_PACKAGE, "gin")) else os.path.dirname(_PACKAGE)
 
 _COUNT = ("1 to 2^31 - 1", lambda x: 1 <= x < 2**31)
-_PERIOD = ("0 (never) to 2^31 - 1", lambda x: 0 <= x < 2**31)
+_PERIOD = ("0 (never) to 2^31 - 1", lambda x: 0 <= x < 2**31)  # of names that end with _every
 _POSITIVE = ("above 0", lambda x: x > 0)
 _FRACTION = ("0 or more and below 1", lambda x: 0 <= x < 1)
 
@@ -54,11 +54,6 @@ _RANGES = {
     "num_heads": ("1 to 65,536", lambda x: 1 <= x <= 2**16),
     "vocabulary_size": ("1 to 65,536", lambda x: 1 <= x <= 2**16),
     "num_rewinds": ("0 to 2^31 - 1", lambda x: 0 <= x < 2**31),
-    "log_every": _PERIOD,
-    "evaluate_every": _PERIOD,
-    "checkpoint_every": _PERIOD,
-    "sample_every": _PERIOD,
-    "probe_every": _PERIOD,
     "learning_rate": _POSITIVE,
     "learning_rates": _POSITIVE,
     "epsilon": _POSITIVE,
@@ -433,7 +428,9 @@ def _check_value(name: str) -> None:
         if _is_reference(value) and not value.evaluate and _may_be(_returned_type(value), expected):
             hint = f"; write {value!r}() for what the call returns"
         raise InputError(f"{name} must be {_named(expected)}{hint}. Received: {name}={value!r}")
-    allowed, holds = _RANGES.get(parameter, (None, None))
+    allowed, holds = _RANGES.get(
+        parameter, _PERIOD if parameter.endswith("_every") else (None, None)
+    )
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if allowed and not all(holds(x) for x in numbers if _is_number(x)):
         raise InputError(f"{name} must be {allowed}. Received: {name}={value!r}")

@@ -39,7 +39,7 @@ class InputPipeline:
         pipeline = InputPipeline(objective, palette, strategy, batch_size=32,
                                  quantize_on_device=False)
         for batch in pipeline.train_batches(source.train, seed=0, first_step=0):
-            trainer.step(batch)
+            trainer.train_step(batch)
     """
 
     def __init__(

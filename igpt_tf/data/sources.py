@@ -95,7 +95,8 @@ def source_from_description(description: dict) -> Source:
     name, module = description.get("name"), description.get("module", "")
     if name not in _SOURCES and module and module.split(".")[0] != __name__.split(".")[0]:
         try:
-            importlib.import_module(module)
+            with gin.unlock_config():  # a tool has parsed its flags, which locks gin
+                importlib.import_module(module)
         except ImportError as error:
             raise InputError(
                 f"the data set {name!r} is defined in the module {module!r}, which cannot be "

@@ -59,13 +59,10 @@ class Intervals:
 
     def check(self, num_steps: int, steps_per_execution: int) -> None:
         """Raises: InputError unless the periods suit a run of that length."""
-        periods = {
-            "train.num_steps": num_steps,
-            "intervals.log_every": self.log_every,
-            "intervals.evaluate_every": self.evaluate_every,
-            "intervals.checkpoint_every": self.checkpoint_every,
-            "intervals.sample_every": self.sample_every,
-            "intervals.probe_every": self.probe_every,
+        periods = {"train.num_steps": num_steps} | {
+            f"intervals.{field.name}": getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name.endswith("_every")
         }
         for name, steps in periods.items():
             if steps_per_execution < 1 or steps % steps_per_execution:

@@ -62,6 +62,18 @@ def test_a_source_is_rebuilt_from_its_description():
     assert again.description == description
 
 
+def test_a_source_of_the_users_module_is_imported_after_flags_were_parsed(tmp_path, monkeypatch):
+    (tmp_path / "my_dots.py").write_text(
+        "from igpt_tf.data import digits, register\n\n\n"
+        "@register\ndef dots(*, heldout: float = 0.5):\n    return digits(heldout=heldout)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    description = {"name": "dots", "arguments": {"heldout": 0.25}, "module": "my_dots"}
+    gin.finalize()
+    source = source_from_description(description)
+    assert source.description == description and len(source.valid) == 450
+
+
 @pytest.mark.parametrize(
     "description", [{"name": "imagenet"}, {}, {"name": "digits", "arguments": {"side": 8}}]
 )
