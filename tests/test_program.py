@@ -153,6 +153,8 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straight,
         (["step_options.steps_per_execution=5"], "steps_per_execution=5"),
         (["intervals.profile_steps=(13, 14)"], "profile_steps=(13, 14)"),
         (["train.palette=@load_palette()", "load_palette.path='none.npy'"], "none.npy"),
+        # Before the images: the source lacks its folder.
+        (["train.initial_model='none'", "train.source=@cifar10()"], "path=none"),
     ],
 )
 def test_wrong_setting_ends_with_code_2_and_one_line(tmp_path, bindings, named):

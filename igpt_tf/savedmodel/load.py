@@ -101,41 +101,69 @@ def load_model(path: str):
 
     saved = SavedModel(path)
     model = ImageGPT(**saved.metadata["model"])
-    _read_weights(saved.path, model)
+    stored = StoredWeights(saved.path)
+    for weight in model.weights:
+        weight.assign(stored.read(weight))
     return model, saved.palette, saved.metadata
 
 
-def _read_weights(path: str, model) -> None:
-    """Assigns every weight from the SavedModel, one at a time."""
-    import tensorflow as tf
+class StoredWeights:
+    """The weights of a SavedModel, read one at a time.
 
-    from igpt_tf.savedmodel.write import check_finite, weight_key, weight_name
+    Args:
+        path: The SavedModel's own folder.
 
-    try:
+    Raises:
+        InputError: The file of the weights is missing or damaged.
+    """
+
+    def __init__(self, path: str):
+        import tensorflow as tf
+
+        self.path = path
         folder = files.path_without_patterns(path)
-        reader = tf.train.load_checkpoint(os.path.join(folder, "variables", "variables"))
-    except (ValueError, tf.errors.OpError) as error:
-        raise InputError(
-            f"the SavedModel's weights cannot be read ({type(error).__name__}); export it again. "
-            f"Received: path={path}"
-        ) from None
-    for weight in model.weights:
-        name = weight_name(weight)
-        if not reader.has_tensor(weight_key(weight)):
-            raise InputError(f"the SavedModel lacks the weight {name}. Received: path={path}")
         try:
-            value = reader.get_tensor(weight_key(weight))
+            self._reader = tf.train.load_checkpoint(os.path.join(folder, "variables", "variables"))
+        except (ValueError, tf.errors.OpError) as error:
+            raise InputError(
+                f"the SavedModel's weights cannot be read ({type(error).__name__}); export it "
+                f"again. Received: path={path}"
+            ) from None
+
+    def read(self, weight, shape: tuple[int, ...] | None = None):
+        """Reads the stored value of a weight.
+
+        Args:
+            weight: Keras variable of the model.
+            shape: Shape of the stored value; that of the variable if None.
+
+        Returns:
+            NumPy array of that shape.
+
+        Raises:
+            InputError: The value is missing, damaged, of another shape or not finite.
+        """
+        import tensorflow as tf
+
+        from igpt_tf.savedmodel.write import check_finite, weight_key, weight_name
+
+        name, shape = weight_name(weight), tuple(shape or weight.shape)
+        if not self._reader.has_tensor(weight_key(weight)):
+            raise InputError(f"the SavedModel lacks the weight {name}. Received: path={self.path}")
+        try:
+            value = self._reader.get_tensor(weight_key(weight))
         except (RuntimeError, IndexError, tf.errors.OpError):
             raise InputError(
-                f"the SavedModel's weight {name} is damaged; export it again. Received: path={path}"
+                f"the SavedModel's weight {name} is damaged; export it again. "
+                f"Received: path={self.path}"
             ) from None
-        if value.shape != tuple(weight.shape):
+        if value.shape != shape:
             raise InputError(
-                f"the weight {name} does not have the shape {tuple(weight.shape)} of the "
-                f"metadata's model. Received: shape={value.shape}, path={path}"
+                f"the weight {name} does not have the shape {shape} of the metadata's model. "
+                f"Received: shape={value.shape}, path={self.path}"
             )
-        check_finite(name, value, f"export {path} again")
-        weight.assign(value)
+        check_finite(name, value, f"export {self.path} again")
+        return value
 
 
 def _load_palette(folder: str, fingerprint: str) -> Palette:

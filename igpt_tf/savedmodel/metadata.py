@@ -51,6 +51,13 @@ class _Data(msgspec.Struct):
     module: str | None = None
 
 
+class _InitialModel(msgspec.Struct):
+    """The pretrained model that training started from: its folder and its own step."""
+
+    path: _NonEmpty
+    step: Annotated[int, Meta(ge=0, le=2**53)]
+
+
 class _Task(msgspec.Struct):
     """What a fine-tuned model does, with the settings of its fine-tuning."""
 
@@ -69,6 +76,7 @@ class _Metadata(msgspec.Struct):
         score: What `score` measures, "likelihood" or "pseudo-likelihood".
         completion: How `complete` generates pixels, "raster order" or "in-painting".
         step: Number of optimizer steps.
+        initial_model: The model that training started from; None for random weights.
         data: The images that the model was trained on, if they are known.
         task: What a fine-tuned model does; None for a pretrained model.
         class_names: Name of each class, if the data have labels.
@@ -84,6 +92,7 @@ class _Metadata(msgspec.Struct):
     score: _NonEmpty
     completion: _NonEmpty
     step: Annotated[int, Meta(ge=0, le=2**53)]
+    initial_model: _InitialModel | None = None
     data: _Data | None = None
     task: _Task | None = None
     class_names: list[str] | None = None
@@ -102,12 +111,14 @@ def make_metadata(
     step: int = 0,
     nats_per_token: float | None = None,
     task: dict | None = None,
+    initial_model: dict | None = None,
 ) -> dict:
     """Content of metadata.json; see `write.write_pretrained` for the arguments.
 
     Args:
         objective: An `Objective`.
         task: {"name": "classification", "num_classes", "num_masks", ...}, or None.
+        initial_model: {"path", "step"}, or None.
     """
     return _validated(
         {
@@ -117,6 +128,7 @@ def make_metadata(
             "score": objective.score_kind,
             "completion": objective.generation,
             "step": int(step),
+            "initial_model": initial_model,
             "data": data,
             "task": task,
             "class_names": None if class_names is None else list(class_names),

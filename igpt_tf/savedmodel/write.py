@@ -28,6 +28,7 @@ def write_pretrained(model, palette, path: str, *, objective: dict, **descriptio
             class_names: Names of the data's classes, or None.
             step: Number of optimizer steps behind the weights.
             nats_per_token: Held-out loss of these weights, or None if it was not measured.
+            initial_model: {"path", "step"} of the model that training started from, or None.
 
     Returns:
         `path`.

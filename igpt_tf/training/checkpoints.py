@@ -150,6 +150,12 @@ class Checkpoints:
         return os.path.join(self.folder, os.path.relpath(path, self._read_from))
 
 
+def newest_step(folder: str) -> int | None:
+    """Step of the newest checkpoint in a folder by the files' names; None if there is none."""
+    paths = _paths(folder)
+    return _step_of(paths[-1]) if paths else None
+
+
 def _best_path(folder: str, step: int | str) -> str:
     return os.path.join(folder, "best", f"best-{step}")
 

@@ -23,6 +23,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
 from igpt_tf.training.checkpoints import Checkpoints
+from igpt_tf.training.initial_model import InitialModel
 from igpt_tf.training.mesh import ShardedStrategy, local_value
 from igpt_tf.training.workdir import Workdir
 
@@ -40,6 +41,7 @@ class ShardedTrainer:
         palette: Palette of the tokens.
         strategy: The devices.
         batch_size: Global batch size.
+        initial_model: Where the initial values of the weights are read; None for random ones.
         weights: Weights to evaluate, "trained" or "averaged".
         gradient_accumulation_steps, clip_norm, jit_compile, steps_per_execution: See `StepOptions`.
 
@@ -56,6 +58,7 @@ class ShardedTrainer:
         strategy: ShardedStrategy,
         *,
         batch_size: int,
+        initial_model: InitialModel | None = None,
         weights: str = "trained",
         gradient_accumulation_steps: int | None = None,
         clip_norm: float | None = None,
@@ -75,7 +78,7 @@ class ShardedTrainer:
         with keras.StatelessScope(initialize_variables=False):
             self.model = build_model()
         self.model.block_runner = self._run_block
-        self._weights = {w.path: self._initial_shards(w) for w in self.model.weights}
+        self._weights = {w.path: self._initial_shards(w, initial_model) for w in self.model.weights}
         self._momentum = {path: self._zeros(w) for path, w in self._weights.items()}
         self._velocity = {path: self._zeros(w) for path, w in self._weights.items()}
         self._average = {}
@@ -84,10 +87,15 @@ class ShardedTrainer:
         self._iterations = strategy.variable(np.int64(0))
         self._values = {}  # weights of the pass that is being traced, by path
 
-    def _initial_shards(self, weight: keras.Variable) -> dtensor.DVariable:
+    def _initial_shards(
+        self, weight: keras.Variable, initial_model: InitialModel | None
+    ) -> dtensor.DVariable:
         """The shards of a weight's initial value, equal to that of an unsharded model."""
-        # Keras keeps the initializer of a variable that is created without storage.
-        value = weight._initializer(weight.shape, dtype=weight.dtype)
+        if initial_model is not None:
+            value = initial_model.value(weight, self.model.image_size)
+        else:
+            # Keras keeps the initializer of a variable that is created without storage.
+            value = weight._initializer(weight.shape, dtype=weight.dtype)
         return dtensor.DVariable(self.strategy.shard(np.asarray(value)))
 
     def _zeros(self, weight: dtensor.DVariable) -> dtensor.DVariable:

@@ -30,6 +30,8 @@ from igpt_tf.training.callbacks import (
     SampleImages,
     SaveCheckpoint,
 )
+from igpt_tf.training.checkpoints import newest_step
+from igpt_tf.training.initial_model import InitialModel
 from igpt_tf.training.loop import TrainingLoop
 from igpt_tf.training.mesh import ShardedStrategy
 from igpt_tf.training.sharding import ShardedTrainer, check_step_options
@@ -60,6 +62,7 @@ def train(
     intervals: Intervals,
     num_steps: int,
     batch_size: int,
+    initial_model: str | None = None,
     seed: int = 0,
     augmentation: Sequence[Callable] = (),
     precision: str = "float32",
@@ -73,7 +76,9 @@ def train(
     """Pretrains a model, or continues, and exports it. Durations are optimizer steps.
 
     Args:
-        workdir: Folder of the run. A run with checkpoints is resumed, a finished one is left alone.
+        workdir: Folder of the run. A run with checkpoints is resumed. A finished one is left alone,
+            unless `num_steps` is now higher or `export` another: it is then lengthened, or
+            exported again.
         source: Training and held-out images.
         palette: Palette; its size is the model's vocabulary size.
         objective: Pretraining objective.
@@ -84,6 +89,9 @@ def train(
         intervals: Periods of logging, evaluation, checkpoints and sample images.
         num_steps: Length of the run.
         batch_size: Global batch size in images.
+        initial_model: Path of a pretrained model whose weights the run starts from, with a new
+            optimizer state. Palette, objective and sizes must be its own; for another image size
+            its position embeddings are interpolated. None starts from random weights.
         seed: Seed of the initial weights, order, augmentation and masks.
         augmentation: Functions (images, seeds) -> images, applied in order.
         precision: "float32", or "mixed_bfloat16": matrix products in bfloat16; weights, norms,
@@ -103,6 +111,7 @@ def train(
     Raises:
         InputError: The configuration or the data is wrong, or the loss became non-finite.
     """
+    initial = None if initial_model is None else InitialModel(initial_model)
     check_choice("train.export", export, ("best", "last"))
     check_choice("train.weights", weights, WEIGHTS)
     on_device = quantizes_on_device("train.quantize_on", quantize_on)
@@ -120,6 +129,8 @@ def train(
         return build_model(image_size=source.image_size, causal=objective.causal)
 
     abstract = abstract_model(new_model)
+    if initial is not None:
+        initial.check(palette, objective, abstract)
     _check_vocabulary(palette, abstract)
     with strategies.lost_worker_error(strategy), strategy.scope():
         steps_per_epoch = -(-len(source.train) // batch_size)
@@ -149,6 +160,8 @@ def train(
         )
 
     print(_plan(abstract, source, num_steps, batch_size))
+    if initial is not None:
+        print(initial.summary(source.image_size))
     if dry_run:
         check_run(workdir, palette, source, allow_changed_data=allow_changed_data)
         with strategy.scope():
@@ -159,12 +172,19 @@ def train(
     folder = open_run(workdir, strategy, palette, source, allow_changed_data=allow_changed_data)
     if folder is None:
         return
+    if folder.is_chief and folder.length_before is not None:
+        print(_new_schedule(folder, build_optimizer, num_steps, steps_per_epoch))
     with full_disk_error(workdir), strategies.lost_worker_error(strategy), strategy.scope():
         options = {"batch_size": batch_size, "weights": weights, **dataclasses.asdict(step_options)}
         if is_sharded:
-            trainer = ShardedTrainer(new_model, objective, optimizer, palette, strategy, **options)
+            trainer = ShardedTrainer(
+                new_model, objective, optimizer, palette, strategy, initial_model=initial, **options
+            )
         else:
-            trainer = Trainer(new_model(), objective, optimizer, palette, **options)
+            model = new_model()
+            if initial is not None:
+                initial.assign_to(model)
+            trainer = Trainer(model, objective, optimizer, palette, **options)
         print(_memory(trainer))
         heldout = subset(source.valid, intervals.num_heldout_images)
         every = step_options.steps_per_execution
@@ -188,14 +208,19 @@ def train(
         loop.run()
         if export == "best" and intervals.evaluate_every:
             best_step = loop.checkpoints.restore_best()
-            _finish(folder, trainer, pipeline, source, best_step)
+            _finish(folder, trainer, pipeline, source, initial, best_step)
         else:
             with trainer.evaluation_weights():
-                _finish(folder, trainer, pipeline, source, num_steps)
+                _finish(folder, trainer, pipeline, source, initial, num_steps)
 
 
 def _finish(
-    folder: Workdir, trainer: Trainer, pipeline: InputPipeline, source: Source, step: int
+    folder: Workdir,
+    trainer: Trainer,
+    pipeline: InputPipeline,
+    source: Source,
+    initial: InitialModel | None,
+    step: int,
 ) -> None:
     """Evaluates and exports the model's current weights, those of `step`; ends the run."""
     splits = {"valid": source.valid, "test": source.test}
@@ -220,7 +245,9 @@ def _finish(
         class_names=source.class_names,
         step=step,
         nats_per_token=nats["valid"],
+        initial_model=initial and initial.description,
     )
+    folder.remove_exports_after(step)
     result = {
         "step": step,
         "nats_per_token": nats,
@@ -235,6 +262,24 @@ def _finish(
     }
     folder.write_result(result)
     print(f"{_summary(result)}\nSavedModel: {exported}")
+
+
+def _new_schedule(
+    folder: Workdir, build_optimizer: Callable, num_steps: int, steps_per_epoch: int
+) -> str:
+    """The learning rates of a run that is lengthened, before and now, in one line."""
+    before = folder.length_before
+    step = newest_step(folder.shared_file("checkpoints"))
+    rates = []
+    for length in (before, num_steps):
+        optimizer = build_optimizer(num_steps=length, steps_per_epoch=steps_per_epoch)
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    return (
+        f"lengthened from {before:,} to {num_steps:,} steps: from step {step:,} on, the learning "
+        f"rate follows the schedule of {num_steps:,} steps, {rates[1]:.3g} at step {step:,} "
+        f"(that of {before:,} steps: {rates[0]:.3g}); the optimizer's state is kept"
+    )
 
 
 def _without_whole_model(intervals: Intervals) -> Intervals:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shutil
 
 import msgspec
 import tensorflow as tf
@@ -15,6 +16,7 @@ from igpt_tf.data import Source
 from igpt_tf.errors import InputError, is_full_disk
 from igpt_tf.palette import Palette
 from igpt_tf.training import strategies
+from igpt_tf.training.checkpoints import newest_step
 
 # Settings that may change when a run is resumed: none of them affects a step, nor which steps are
 # measured. A rewound window alone begins where a checkpoint was saved and ends where a report was
@@ -32,6 +34,8 @@ _CHANGEABLE = {
     "intervals.num_probe_images",
     "intervals.profile_steps",
 }
+# What a finished run may change: it is lengthened, or exported again.
+_LENGTH, _EXPORT = "train.num_steps", "train.export"
 # A run may continue on other devices: checkpoints do not depend on their number. Losses then agree
 # to rounding, not bit for bit.
 _CHANGEABLE |= {
@@ -60,6 +64,8 @@ class Workdir:
     Attributes:
         path: As given.
         is_chief: Whether this worker writes the run's files.
+        length_before: `train.num_steps` of the earlier starts of a run that `claim` found to be
+            longer now; else None.
 
     Raises:
         InputError: The folder cannot be written, a file is in the place of the exports, or another
@@ -69,6 +75,7 @@ class Workdir:
     def __init__(self, path: str, worker: int = 0):
         self.path = path
         self.is_chief = worker == 0
+        self.length_before = None
         self._own = path if self.is_chief else os.path.join(path, ".workers", str(worker))
         try:
             for folder in ("checkpoints", "summaries", "samples"):
@@ -98,28 +105,52 @@ class Workdir:
         """Path of a file of the run, which the chief writes and every worker reads."""
         return os.path.join(self.path, *names)
 
-    def claim(self, run: "RunIdentity", *, allow_changed_data: bool = False) -> None:
+    def claim(self, run: "RunIdentity", *, allow_changed_data: bool = False) -> bool:
         """Writes what identifies a run, unless another run's files are there.
+
+        The result of a finished run that is to be lengthened, or exported again, is removed.
 
         Args:
             run: The configuration, palette and data of this start.
             allow_changed_data: Whether a run may continue with other images than it began with.
 
+        Returns:
+            Whether there is something to do: the run is not finished.
+
         Raises:
             InputError: See `refuse_other_run`.
         """
         is_finished = self.result() is not None
-        refuse_other_run(
-            self._own, run, is_finished=is_finished, allow_changed_data=allow_changed_data
-        )
         path = self.file("operative_config.gin")
-        before = _read_configuration(path)
-        if before is None or before != config.parse_bindings(run.configuration):
+        before, now = _read_configuration(path), config.parse_bindings(run.configuration)
+        goes_on = refuse_other_run(
+            self._own,
+            run,
+            checkpoints=self.shared_file("checkpoints"),
+            is_finished=is_finished,
+            allow_changed_data=allow_changed_data,
+        )
+        if before is not None and _is_longer(before, now) and self._has_checkpoints():
+            self.length_before = int(before[_LENGTH])
+        if is_finished and goes_on and self.is_chief:
+            # First of all: a run that is killed from here on is an unfinished one.
+            os.remove(self.file("result.json"))
+        if before is None or before != now:
             files.write_text(path, run.configuration)
         if not os.path.exists(self.file("palette.npy")):
             run.palette.save(self.file("palette.npy"))
-        if not is_finished:
+        if goes_on:
             files.write_json(self.file("data.json"), run.data)
+        return goes_on
+
+    def _has_checkpoints(self) -> bool:
+        return newest_step(self.shared_file("checkpoints")) is not None
+
+    def remove_exports_after(self, step: int) -> None:
+        """Removes SavedModels of later steps: readers take the one of the highest step."""
+        for name in os.listdir(self.file("export")):
+            if name.isdecimal() and int(name) > step:
+                shutil.rmtree(self.file("export", name))
 
     def result(self) -> dict | None:
         """Numbers of a finished run, or None. Raises: InputError: the file is damaged."""
@@ -200,8 +231,11 @@ def open_run(
     strategies.check_same_on_all_workers(strategy, run.settings())
     folder = Workdir(workdir, strategies.worker_index(strategy))
     with full_disk_error(workdir):
-        folder.claim(run, allow_changed_data=allow_changed_data)
-        if folder.result():
+        goes_on = folder.claim(run, allow_changed_data=allow_changed_data)
+        agreement = strategies.agreement(strategy)
+        if agreement is not None:  # a start may have been killed between two workers' claims
+            goes_on = agreement(goes_on)
+        if not goes_on:
             print(f"this run is finished: {folder.shared_file('result.json')}")
             return None
         if folder.is_chief:
@@ -218,6 +252,7 @@ def check_run(
         refuse_other_run(
             workdir,
             RunIdentity.current(palette, source),
+            checkpoints=os.path.join(workdir, "checkpoints"),
             is_finished=os.path.exists(os.path.join(workdir, "result.json")),
             allow_changed_data=allow_changed_data,
         )
@@ -233,41 +268,75 @@ def refuse_unwritable(path: str) -> None:
 
 
 def refuse_other_run(
-    path: str, run: RunIdentity, *, is_finished: bool = False, allow_changed_data: bool = False
-) -> None:
+    path: str,
+    run: RunIdentity,
+    *,
+    checkpoints: str,
+    is_finished: bool = False,
+    allow_changed_data: bool = False,
+) -> bool:
     """Compares configuration, palette and data with those in a folder, if any; writes nothing.
 
     A resumed run may change what does not affect its steps: `train.export`, `train.num_rewinds`,
-    and `intervals` except those of the evaluations, which choose the best step.
+    and `intervals` except those of the evaluations, which choose the best step. It may also become
+    longer. A finished run may become longer, or be exported again with another `train.export`.
 
     Args:
         path: Folder with `operative_config.gin`, `palette.npy` and `data.json`, or without.
         run: The configuration, palette and data of this start.
-        is_finished: Whether the folder's run has finished: then no setting may change, and the
-            data are not compared, because they are not needed any more.
+        checkpoints: Folder of the run's checkpoints.
+        is_finished: Whether the folder's run has finished. If it stays so, no setting may change,
+            and the data are not compared, because they are not needed any more.
         allow_changed_data: Whether other images than the run began with are accepted.
 
+    Returns:
+        Whether there is something to do: the run is unfinished, or longer now, or to be exported
+        again.
+
     Raises:
-        InputError: The folder belongs to another run; the first difference is named. Or a file is
+        InputError: The folder belongs to another run; the first difference is named. Or the run
+            has become shorter, or a finished one kept no checkpoint to go on from. Or a file is
             damaged.
     """
     data = _read_data(os.path.join(path, "data.json"))
     before = _read_configuration(os.path.join(path, "operative_config.gin"))
+    goes_on = not is_finished
     if before is not None:
+        now = config.parse_bindings(run.configuration)
+        is_longer = _is_longer(before, now)
+        goes_on = goes_on or is_longer or before.get(_EXPORT) != now.get(_EXPORT)
+        changeable = {_EXPORT} if is_finished and not is_longer else _CHANGEABLE
         difference = _first_difference(
             before,
-            config.parse_bindings(run.configuration),
-            changeable=set() if is_finished else _CHANGEABLE,
+            now,
+            changeable=changeable | ({_LENGTH} if is_longer else set()),
             folder_before=data["working_directory"] if data else os.getcwd(),
         )
+        if difference and difference.startswith(f"{_LENGTH} ="):
+            raise InputError(
+                "a run can be lengthened, not shortened; choose another workdir or at least its "
+                f"number of steps. Received: {difference}, workdir={path}"
+            )
         if difference:
             raise InputError(
                 "the workdir belongs to another configuration; choose another workdir or the "
                 f"same bindings. Received: {difference}, workdir={path}"
             )
     _refuse_other_palette(os.path.join(path, "palette.npy"), run.palette)
-    if data is not None and not is_finished:
+    if data is not None and goes_on:
         _refuse_changed_data(path, data, run.data, allow_changed_data)
+    if is_finished and goes_on and newest_step(checkpoints) is None:
+        raise InputError(
+            "the finished run has no checkpoint from which it could be lengthened or exported "
+            f"again; choose another workdir. Received: workdir={path}"
+        )
+    return goes_on
+
+
+def _is_longer(before: dict[str, str], now: dict[str, str]) -> bool:
+    """Whether `train.num_steps` is higher now; False where it is a macro, or not bound."""
+    lengths = before.get(_LENGTH, ""), now.get(_LENGTH, "")
+    return all(length.isdecimal() for length in lengths) and int(lengths[1]) > int(lengths[0])
 
 
 def _refuse_changed_data(path: str, before: dict, now: dict, allow_changed_data: bool) -> None:

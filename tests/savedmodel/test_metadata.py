@@ -31,6 +31,7 @@ COMPLETE = {
         "fingerprint": "34cd",
         "module": "my_source",
     },
+    "initial_model": {"path": "runs/imagenet/export", "step": 7},
     "class_names": ["zero", "one"],
     "step": 5,
     "nats_per_token": 1.25,
@@ -76,7 +77,8 @@ def test_valid_metadata_is_read_unchanged(tmp_path):
 
 def test_missing_optional_fields_get_their_defaults(tmp_path):
     required = {name: COMPLETE[name] for name in REQUIRED}
-    optional = {"data": None, "task": None, "class_names": None, "nats_per_token": None}
+    names = ("data", "task", "class_names", "nats_per_token", "initial_model")
+    optional = dict.fromkeys(names)
     assert _read(tmp_path, required) == required | optional | {"signatures": [], "versions": {}}
 
 
@@ -122,6 +124,8 @@ def test_a_missing_field_of_the_model_is_named(tmp_path, name):
         ({"data": {"name": "digits", "arguments": []}}, "$.data.arguments`"),
         ({"data": {"name": "digits", "module": ["os"]}}, "$.data.module`"),
         ({"data": {"name": "digits", "fingerprint": 3}}, "$.data.fingerprint`"),
+        ({"initial_model": "runs/imagenet"}, "$.initial_model`"),
+        ({"initial_model": {"path": "runs", "step": -1}}, "$.initial_model.step`"),
         ({"class_names": "ab"}, "$.class_names`"),
         ({"class_names": [1]}, "$.class_names[0]`"),
         ({"task": True}, "$.task`"),

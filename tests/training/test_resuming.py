@@ -13,6 +13,8 @@ from igpt_tf import config
 from igpt_tf.data import digits
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
+from igpt_tf.savedmodel.load import load_model
+from igpt_tf.savedmodel.metadata import find
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.train import train
 
@@ -137,6 +139,50 @@ def test_test_split_is_measured_once_at_the_end_in_a_line_of_its_own(tmp_path):
     [line] = [line for line in lines if line["split"] == "test"]
     assert line["step"] == result["step"]
     assert line["nats_per_token"] == pytest.approx(result["nats_per_token"]["test"], rel=1e-5)
+
+
+def metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {(line["step"], line["split"]): line["nats_per_token"] for line in lines}
+
+
+def result(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def test_lengthened_run_equals_a_long_one_and_is_exported_anew_and_again(tmp_path, capsys):
+    # During the warm-up, and in the step after it, both lengths have the same learning rates. The
+    # rate is so high that the last step is not the best.
+    same = ("build_optimizer.warmup_steps = 3", "build_optimizer.learning_rate = 0.5")
+    last = (*same, "train.export = 'last'")
+    longer, longer_last = (*same, "train.num_steps = 8"), (*last, "train.num_steps = 8")
+    one, other = tmp_path / "lengthened", tmp_path / "long"
+    run(one, *last)
+    assert result(one)["export"] == "export/4"
+    run(one, *longer_last, dry_run=True)
+    assert result(one)["export"] == "export/4"
+    capsys.readouterr()
+    run(one, *longer_last)
+    out = capsys.readouterr().out
+    assert "from step 4 on, the learning rate follows the schedule of 8 steps, 0.452" in out
+    assert "(that of 4 steps: 0)" in out and "resuming from step 4" in out
+    run(other, *longer_last)
+    assert metrics(one) == metrics(other)
+    assert result(one) == result(other)
+    assert result(one)["export"] == "export/8"
+    weights = [load_model(str(path / "export"))[0].get_weights() for path in (one, other)]
+    for lengthened, long in zip(*weights, strict=True):
+        np.testing.assert_array_equal(lengthened, long)
+
+    # Another export of the finished run takes no step.
+    run(one, *longer)
+    best = result(one)["step"]
+    assert best < 8 and find(str(one / "export")) == str(one / "export" / str(best))
+    run(one, *longer_last)
+    assert result(one) == result(other) and find(str(one / "export")) == str(one / "export/8")
+    assert metrics(one) == metrics(other)
+    with pytest.raises(InputError, match="not shortened"):
+        run(one, *last)
 
 
 def save_images(folder, number):

@@ -160,3 +160,20 @@ def test_two_processes_have_the_losses_of_one_device_and_survive_the_loss_of_one
         _, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors
     assert_same_losses(losses(tmp_path / "single"), losses(run))
+
+
+@pytest.mark.faults
+def test_two_processes_start_from_a_model_and_lengthen_their_run_like_one_device(tmp_path):
+    pretrained = train(tmp_path / "pretrained")
+    assert pretrained.returncode == 0, pretrained.stderr
+    initial = {"train.initial_model": f'"{tmp_path}/pretrained/export"'}
+    longer = {**initial, "train.num_steps": 12}
+    for bindings in (initial, longer):
+        single = train(tmp_path / "single", bindings=bindings)
+        assert single.returncode == 0, single.stderr
+        for worker in start_workers(tmp_path / "run", bindings):
+            _, errors = worker.communicate(timeout=300)
+            assert worker.returncode == 0, errors
+    assert_same_losses(losses(tmp_path / "single"), losses(tmp_path / "run"))
+    assert (12, "valid") in losses(tmp_path / "run")
+    assert losses(tmp_path / "run")[1, "train"] < 2.8  # fresh weights: ln 17 = 2.833

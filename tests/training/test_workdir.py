@@ -38,9 +38,7 @@ def test_workdir_of_another_configuration_is_refused_with_the_difference(tmp_pat
     assert (tmp_path / "operative_config.gin").read_text() == CONFIGURATION
 
 
-@pytest.mark.parametrize(
-    "free", ["train.export = 'last'", "train.num_rewinds = 3", "intervals.log_every = 7"]
-)
+@pytest.mark.parametrize("free", ["train.num_rewinds = 3", "intervals.log_every = 7"])
 def test_resumed_run_may_change_what_does_not_affect_its_steps(tmp_path, free):
     folder = Workdir(str(tmp_path))
     folder.claim(identity())
@@ -49,6 +47,78 @@ def test_resumed_run_may_change_what_does_not_affect_its_steps(tmp_path, free):
     folder.write_result({"step": 3})
     with pytest.raises(InputError, match="another configuration"):
         folder.claim(identity())
+
+
+def lengthened(num_steps, *more):
+    return identity("\n".join([CONFIGURATION, f"train.num_steps = {num_steps}", *more]) + "\n")
+
+
+def finished_run(path):
+    folder = Workdir(str(path))
+    assert folder.claim(lengthened(10))
+    (path / "checkpoints/ckpt-10.index").write_bytes(b"")
+    folder.write_result({"step": 10})
+    assert not folder.claim(lengthened(10))
+    return folder
+
+
+@pytest.mark.parametrize("more", [["train.export = 'last'"], ["intervals.log_every = 7"]])
+def test_longer_run_is_unfinished_again_and_may_change_what_an_unfinished_run_may(tmp_path, more):
+    folder = finished_run(tmp_path)
+    assert folder.claim(lengthened(20, *more))
+    assert folder.length_before == 10 and folder.result() is None
+    assert "train.num_steps = 20" in (tmp_path / "operative_config.gin").read_text()
+    assert folder.claim(lengthened(30, *more))  # unfinished
+    assert folder.length_before == 20
+    with pytest.raises(InputError, match="train.batch_size"):
+        folder.claim(lengthened(40, "train.batch_size = 1"))
+
+
+def test_finished_run_is_exported_again_and_nothing_else_may_change(tmp_path):
+    folder = finished_run(tmp_path)
+    for also in ("intervals.log_every = 7", "train.num_rewinds = 3", "train.seed = 5"):
+        with pytest.raises(InputError, match="another configuration"):
+            folder.claim(lengthened(10, "train.export = 'last'", also))
+    assert folder.result() == {"step": 10}
+    assert folder.claim(lengthened(10, "train.export = 'last'"))
+    assert folder.result() is None and folder.length_before is None
+
+
+def test_run_is_not_shortened(tmp_path):
+    folder = finished_run(tmp_path)
+    with pytest.raises(InputError, match="not shortened.*train.num_steps = 9 where it was 10"):
+        folder.claim(lengthened(9))
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(InputError, match="not shortened"):
+        folder.claim(lengthened(9))
+
+
+@pytest.mark.parametrize("now", [(20,), (10, "train.export = 'last'")])
+def test_finished_run_without_checkpoints_keeps_its_result(tmp_path, now):
+    folder = finished_run(tmp_path)
+    (tmp_path / "checkpoints/ckpt-10.index").unlink()
+    with pytest.raises(InputError, match="no checkpoint from which"):
+        folder.claim(lengthened(*now))
+    assert folder.result() == {"step": 10}
+
+
+def test_finished_run_whose_data_changed_is_not_lengthened(tmp_path):
+    folder = finished_run(tmp_path)
+    longer = lengthened(20)
+    with pytest.raises(InputError, match="data have changed"):
+        folder.claim(RunIdentity(longer.configuration, GREYS, {**DATA, "splits": changed_data()}))
+    assert folder.result() == {"step": 10}
+
+
+def test_exports_of_later_steps_are_removed(tmp_path):
+    for name in ("900", "1400", "1500", "notes"):
+        (tmp_path / "export" / name).mkdir(parents=True)
+    Workdir(str(tmp_path)).remove_exports_after(1400)
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == [
+        "1400",
+        "900",
+        "notes",
+    ]
 
 
 @pytest.mark.parametrize("name", ["intervals.evaluate_every", "intervals.num_heldout_images"])
