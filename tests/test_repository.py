@@ -54,7 +54,7 @@ ALLOWED = {
     "playground": BASE | {"data", "sampling", "savedmodel", "serving"},
     "report": BASE | {"savedmodel"},
     "benchmark": BASE | {"palette", "objectives", "data", "model", "sampling", "training"},
-    "main": BASE | {"training"},
+    "main": BASE | {"savedmodel", "training"},
 }
 
 
