@@ -131,6 +131,19 @@ def test_every_package_has_an_entry_in_the_import_table():
     assert {_package_of(path) for path in LIBRARY.rglob("*.py")} <= ALLOWED.keys()
 
 
+def test_the_architecture_page_names_every_package_and_no_module_that_does_not_exist():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    packages = ALLOWED.keys() - {"__init__", "main"}
+    assert [
+        name for name in packages if f"`{name}/`" not in page and f"{name}.py`" not in page
+    ] == []
+    modules = set(re.findall(r"`(?:igpt_tf/)?([\w/]+[.]py)`", page))
+    missing = [
+        name for name in modules if not list(LIBRARY.rglob(name)) and not (ROOT / name).exists()
+    ]
+    assert modules and missing == []
+
+
 def test_packages_import_only_what_the_table_allows():
     wrong = []
     for path, name in _library_imports():
