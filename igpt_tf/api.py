@@ -102,7 +102,7 @@ def complete(pretrained: Pretrained, images, num_given: int, **params) -> np.nda
         **params: As for `sample`.
 
     Returns:
-        uint8[N,H,W,3] in the colors of the palette.
+        uint8[N,H,W,3] in the colours of the palette.
 
     Raises:
         InputError: A parameter is out of range, or the images have another size.
@@ -127,7 +127,7 @@ def features(pretrained: Pretrained, images, *, batch_size: int = 64) -> np.ndar
         batch_size: Number of images at a time.
 
     Returns:
-        float32[N,L+1,D]: the mean over positions of each layer's normalized input; index L is the
+        float32[N,L+1,D]: the mean over positions of each layer's normalised input; index L is the
         final norm. Layers in the middle separate classes best.
 
     Example:

@@ -159,6 +159,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _workdir() -> str:
-    """Where the program writes, for an error message, if a flag says so."""
+    """The end of an error message that names the workdir, "" without such a flag."""
     workdir = flags.FLAGS.flag_values_dict().get("workdir")
     return f" Received: workdir={workdir}" if workdir else ""

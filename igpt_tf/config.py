@@ -424,9 +424,7 @@ def _check_value(name: str) -> None:
     function = gin.get_configurable(configurable.rpartition("/")[2])
     expected = _types(function).get(parameter, typing.Any)
     if not _fits(value, expected):
-        hint = ""
-        if _is_reference(value) and not value.evaluate and _may_be(_returned_type(value), expected):
-            hint = f"; write {value!r}() for what the call returns"
+        hint = _call_hint(value, expected)
         raise InputError(f"{name} must be {_named(expected)}{hint}. Received: {name}={value!r}")
     allowed, holds = _RANGES.get(
         parameter, _PERIOD if parameter.endswith("_every") else (None, None)
@@ -485,6 +483,16 @@ def _fits(value, expected) -> bool:
     if expected is int:
         return _is_number(value) and not isinstance(value, float) and abs(value) < 2**63
     return isinstance(value, expected if origin is None else origin)
+
+
+def _call_hint(value, expected) -> str:
+    """The fix for a function, or functions in a sequence, of which the result is meant."""
+    if isinstance(value, (list, tuple)) and typing.get_args(expected):
+        hints = [_call_hint(one, typing.get_args(expected)[0]) for one in value]
+        return next(filter(None, hints), "")
+    if _is_reference(value) and not value.evaluate and _may_be(_returned_type(value), expected):
+        return f"; write {value!r}() for what the call returns"
+    return ""
 
 
 def _fits_sequence(value, members) -> bool:

@@ -43,7 +43,7 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
 
     Example:
         with files.atomic_write("runs/digits/palette.npy") as file:
-            numpy.save(file, centers)
+            numpy.save(file, centres)
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)

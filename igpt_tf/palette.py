@@ -1,8 +1,8 @@
 """The palette: RGB images to tokens and back.
 
-Distances are taken in 32-bit fixed point (1/4096 of an intensity level). Integers add up the same
-on every device, so the host's colour table and the device's arithmetic give identical tokens, and
-the resolution is finer than float32 arithmetic on [-1, 1] would be.
+Distances are computed in 32-bit fixed point, in units of 1/4096 of an intensity level. Sums of
+integers are the same on every device, so the host's colour table and the device's arithmetic give
+identical tokens. The resolution is finer than that of float32 arithmetic on [-1, 1].
 """
 
 import functools
@@ -64,7 +64,9 @@ class Palette:
         try:
             with open(path, "rb") as file:
                 if file.read(6) != b"\x93NUMPY":
-                    raise ValueError("it is no NumPy file: a web page, or an unfinished download?")
+                    raise ValueError(
+                        "it is not a NumPy file: a web page, or an unfinished download?"
+                    )
             return cls(np.load(path, allow_pickle=False))
         except InputError as error:
             raise InputError(f"{error}, path={path}") from None
@@ -74,18 +76,18 @@ class Palette:
 
     @classmethod
     def grey(cls, num_levels: int) -> "Palette":
-        """`num_levels` greys, evenly spaced from black to white."""
+        """Makes a palette of `num_levels` greys, evenly spaced from black to white."""
         levels = np.linspace(-1, 1, num_levels, dtype="float32")
         return cls(np.repeat(levels[:, None], 3, axis=1))
 
     @classmethod
     def fit(cls, images: np.ndarray, num_colours: int, seed: int = 0) -> "Palette":
-        """k-means over the pixels.
+        """Fits a palette by k-means over the pixels.
 
         Args:
             images: uint8[N,H,W,3].
-            num_colours: V.
-            seed: Fixes the result.
+            num_colours: Number of colours V.
+            seed: Random seed of k-means.
 
         Returns:
             A palette without unused centres, sorted by brightness.
@@ -115,13 +117,13 @@ class Palette:
 
     @property
     def colours(self) -> np.ndarray:
-        """uint8[V,3]: the colour each token is shown in."""
+        """uint8[V,3]: the displayed colour of each token."""
         return np.clip(np.rint(127.5 * (self.centroids + 1)), 0, 255).astype("uint8")
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8[B,H,W,3] -> tokens int32[B,T], T = H * W in raster order, by the colour table."""
         _check_images(images)
-        # Four bytes from each pixel on are its colour, and a byte of the next to be cut off.
+        # Each pixel is read as 4 bytes, of which the last belongs to the next pixel and is masked.
         channels = np.append(images, np.uint8(0))
         colours = np.ndarray(images.size // 3, "<i4", channels, strides=(3,)) & 0xFFFFFF
         tokens = self.table.take(colours, mode="clip")
@@ -166,7 +168,7 @@ class Palette:
         order = np.argsort(counts, kind="stable")
         start = 0
         while start < len(order):
-            # Cells with like numbers of candidates go together, padded to the largest.
+            # Cells with similar numbers of candidates are filled together, padded to the largest.
             size = max(1, _CHUNK // (_CELL**3 * counts[order[start]]))
             cells = order[start : start + size]
             self._fill_cells(table, cells, candidates[cells], counts[cells].max())
@@ -176,7 +178,7 @@ class Palette:
     def _candidates_of_cells(self) -> np.ndarray:
         """bool[32768,V]: which centroids can be nearest to some colour of each cube of the table.
 
-        A centroid whose smallest distance to the cube exceeds another's largest cannot be.
+        A centroid cannot be if its smallest distance to the cube exceeds another's largest one.
         """
         colours = (self.centroids.astype("float64") + 1) * 127.5
         low = np.arange(0, 256, _CELL)[:, None]
@@ -186,12 +188,12 @@ class Palette:
             least.append(np.maximum(0, np.maximum(low - channel, channel - high)) ** 2)
             most.append(np.maximum(abs(channel - low), abs(channel - high)) ** 2)
         least, most = (_outer_sum(*axes).reshape(-1, len(self)) for axes in (least, most))
-        return least <= most.min(axis=1, keepdims=True) + 0.01  # more than fixed point can err
+        return least <= most.min(axis=1, keepdims=True) + 0.01  # above the error of fixed point
 
     def _fill_cells(self, table, cells, candidates, width) -> None:
-        """Writes the tokens of `cells` int[C]; `candidates` bool[C,V], at most `width` a cell."""
+        """Writes the tokens of `cells` int[C]; `candidates` bool[C,V], at most `width` per cell."""
         colours, offsets = self._fixed_point
-        # A stable sort keeps the lowest index first; the padding repeats non-candidates, harmless.
+        # A stable sort keeps the lowest index first. Padding by non-candidates changes no result.
         index = np.argsort(~candidates, axis=1, kind="stable")[:, :width]
         index.sort(axis=1)
         cell = np.stack(np.unravel_index(cells, (32, 32, 32)), axis=-1)
@@ -209,7 +211,7 @@ def _outer_sum(red, green, blue):
 
 
 def _reseed_empty(centroids, points, counts):
-    """Moves centres without points to the points that are worst served."""
+    """Moves centres without points to the points with the largest weighted errors."""
     from sklearn.metrics import pairwise_distances_argmin_min
 
     for _ in range(10):
@@ -231,11 +233,11 @@ def _check_images(images) -> None:
 
 @gin.register
 def load_palette(*, path: str) -> Palette:
-    """The palette of a `.npy` file."""
+    """Loads the palette of a `.npy` file."""
     return Palette.load(path)
 
 
 @gin.register
 def grey_palette(*, num_levels: int) -> Palette:
-    """Evenly spaced greys."""
+    """Makes a palette of evenly spaced greys."""
     return Palette.grey(num_levels)

@@ -1,4 +1,4 @@
-"""Claims about the palette, on real photographs."""
+"""The palette, on real photographs."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_the_file_keeps_the_palette_and_its_fingerprint(palette, tmp_path):
         np.array([{"code": "runs"}], dtype=object),
     ],
 )
-def test_what_is_no_palette_is_refused_and_named(array, tmp_path):
+def test_a_file_that_is_not_a_palette_is_refused_and_named(array, tmp_path):
     path = str(tmp_path / "no_palette.npy")
     np.save(path, array, allow_pickle=True)
     with pytest.raises(InputError, match="no_palette.npy"):

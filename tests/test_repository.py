@@ -153,7 +153,7 @@ def test_packages_import_only_what_the_table_allows():
     assert not wrong
 
 
-def test_the_library_knows_neither_its_tools_nor_its_tests():
+def test_the_library_imports_neither_its_tools_nor_its_tests():
     wrong = [pair for pair in _library_imports() if pair[1].split(".")[0] in {"tools", "tests"}]
     assert not wrong
 

@@ -16,6 +16,8 @@ from igpt_tf import config
 from igpt_tf.data import ArrayExamples, Source
 from igpt_tf.data.tfrecords import write_shards
 from igpt_tf.errors import InputError
+from igpt_tf.evaluation.finetune import finetune
+from igpt_tf.evaluation.supervised_baseline import supervised_baseline
 from igpt_tf.palette import Palette
 from igpt_tf.training.train import train
 
@@ -163,8 +165,18 @@ def test_a_run_file_has_a_header_and_at_most_a_dozen_bindings(path):
         "train.strategy = @step_options()",
         "train.build_model = @build_optimizer",
         "train.augmentation = [@digits()]",
+        "train.augmentation = [@shift]",
+        "train.augmentation = @shift()",
     ],
 )
 def test_a_function_of_the_wrong_kind_is_refused(binding):
     with pytest.raises(InputError, match=binding.split(" ")[0]):
         config.parse(["gin/runs/digits_tiny_ar.gin"], [binding])
+
+
+@pytest.mark.parametrize("function", [train, finetune, supervised_baseline])
+def test_an_augmentation_without_parentheses_is_refused_with_the_fix(function):
+    name = function.__name__
+    binding = f"{name}.augmentation = [@flip(), @shift]"
+    with pytest.raises(InputError, match=rf"{name}.augmentation must be .*write @shift\(\)"):
+        config.parse([], [binding])

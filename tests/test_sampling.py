@@ -247,7 +247,7 @@ def test_a_bfloat16_cache_takes_half_the_memory_and_gives_similar_images(model, 
     assert np.mean(sampled == sampler.sample(8, SamplingParams(seed=0))) > 0.5
 
 
-def test_unique_prefixes_groups_neighbors_with_equal_prefixes():
+def test_unique_prefixes_groups_neighbours_with_equal_prefixes():
     tokens = np.array([[1, 2, 3], [1, 2, 4], [1, 3, 4], [1, 2, 3]], "int32")
 
     def shared(num_given):

@@ -7,7 +7,7 @@ over the devices. Several sets of devices are planned one after the other:
   python -m tools.plan --gin_file=gin/runs/web64_xl_ar.gin --flops=312e12 \
       --memory_gb=80,40,16 --shards=8,16,64
 Without --flops, this machine is measured for a second. The time assumes that training reaches the
-fraction --utilization of the FLOP/s.
+fraction --utilisation of the FLOP/s.
 """
 
 from absl import flags
@@ -17,7 +17,7 @@ from igpt_tf.errors import InputError
 
 flags.DEFINE_list("memory_gb", None, "Memory per device in GB (10^9 bytes); several with commas.")
 flags.DEFINE_float("flops", None, "Peak FLOP/s per device in the run's precision.", 1, 1e30)
-flags.DEFINE_float("utilization", 0.4, "Fraction of the FLOP/s that training is assumed to reach.")
+flags.DEFINE_float("utilisation", 0.4, "Fraction of the FLOP/s that training is assumed to reach.")
 flags.DEFINE_integer("replicas", 1, "Number of devices, each of which holds the whole model.", 1)
 flags.DEFINE_list("shards", None, "Number of devices that share the model; one per --memory_gb.")
 flags.DEFINE_integer("image_size", None, "Height and width, if the run file does not state it.", 1)
@@ -59,7 +59,7 @@ def main() -> None:
     if flops is None:
         flops, warnings = planning.measure_flops(precision)
     devices = [
-        planning.Devices(gigabytes * 1e9, flops, flag.utilization, int(count), bool(counts))
+        planning.Devices(gigabytes * 1e9, flops, flag.utilisation, int(count), bool(counts))
         for gigabytes, count in zip(memory, counts or [flag.replicas] * len(memory), strict=True)
     ]
     try:

@@ -39,7 +39,7 @@ def sample(job: Job):
 
 
 def palette(job: Job):
-    """Images to tokens by the color quantization of the image processor."""
+    """Images to tokens by the colour quantisation of the image processor."""
     processor = ImageGPTImageProcessor(clusters=random_palette().tolist(), do_resize=False)
     batches = [list(images) for images in photo_batches(job.units)]
     return lambda: [processor(images) for images in batches]

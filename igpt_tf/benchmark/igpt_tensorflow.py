@@ -64,9 +64,9 @@ def sample(job: Job):
 
 
 def palette(job: Job):
-    """Images to tokens by the palette's table of colors, which the first run creates."""
-    colors, batches = Palette(random_palette()), photo_batches(job.units)
-    return lambda: [colors.encode(images) for images in batches]
+    """Images to tokens by the palette's table of colours, which the first run creates."""
+    colours, batches = Palette(random_palette()), photo_batches(job.units)
+    return lambda: [colours.encode(images) for images in batches]
 
 
 def startup(job: Job):

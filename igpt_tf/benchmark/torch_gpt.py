@@ -105,7 +105,7 @@ def tokens_of(job: Job):
 
 
 def training_step(model, loss):
-    """A step of torch's fused Adam that minimizes `loss()`."""
+    """A step of torch's fused Adam that minimises `loss()`."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
 
     def run():

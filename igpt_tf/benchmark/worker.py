@@ -106,7 +106,7 @@ def serve(job: Job, answers) -> None:
 
 
 def _peak_bytes() -> int:
-    """Peak resident memory of this process, 0 where the system does not tell it."""
+    """Peak resident memory of this process, 0 where the system does not report it."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)

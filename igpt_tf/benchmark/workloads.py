@@ -197,7 +197,7 @@ def random_tokens(shape: Shape) -> np.ndarray:
 
 
 def random_palette() -> np.ndarray:
-    """Colors float32[V,3] in [-1, 1]."""
+    """Colours float32[V,3] in [-1, 1]."""
     return np.random.default_rng(0).uniform(-1, 1, (VOCABULARY_SIZE, 3)).astype("float32")
 
 

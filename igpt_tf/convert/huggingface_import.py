@@ -13,7 +13,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
 
-_STEP = 0  # such a folder does not say how long its model was trained
+_STEP = 0  # such a folder does not record how long its model was trained
 _FIX = "download the folder again"
 _LFS_POINTER = b"version https://git-lfs"
 # Types whose values float32 represents exactly.

@@ -15,14 +15,14 @@ Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> None:
-    """Calls every function once, before a run begins that they would end.
+    """Calls every function once, so that an error is reported before the run begins.
 
     Args:
         augmentation: The functions.
-        image_size: (H, W) of the images they are meant for.
+        image_size: (H, W) of the training images.
 
     Raises:
-        InputError: From a function that refuses such images, or for what is no augmentation.
+        InputError: A function rejects images of this size, or an element is not an augmentation.
     """
     if not isinstance(augmentation, list | tuple) or not all(map(callable, augmentation)):
         raise InputError(
@@ -31,7 +31,7 @@ def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> 
         )
     for augment in augmentation:
         try:
-            # Eagerly, because a trace's garbage keeps tensors until Python looks for cycles.
+            # Eagerly: the remains of a trace keep tensors until the garbage collector runs.
             with tf.device("CPU:0"):
                 augment(tf.zeros([1, *image_size, 3], tf.uint8), tf.zeros([1, 2], tf.int32))
         except TypeError as error:
@@ -43,16 +43,17 @@ def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> 
 
 @gin.register
 def shift(max_pixels: int = 1) -> Augmentation:
-    """Moves each image by up to `max_pixels` in each direction; zeros come in at the border."""
+    """Moves each image by up to `max_pixels` in each direction; the border is filled with zeros."""
     return _padded_crop(max_pixels, "CONSTANT")
 
 
 @gin.register
 def reflect_pad_crop(pixels: int | None = None) -> Augmentation:
-    """Pads by reflection and cuts a random window of the old size.
+    """Pads by reflection and crops a random window of the original size.
 
     Args:
-        pixels: Of padding on each side; None is an eighth of the shorter side, the paper's 4 at 32.
+        pixels: Width of the padding on each side; None for an eighth of the shorter side, which
+            is the paper's 4 at 32 x 32.
 
     Source: paper, section 3.1 (CIFAR: reflect-padded by 4, a random 32 x 32 crop).
     """
@@ -72,7 +73,9 @@ def flip() -> Augmentation:
 
 def _padded_crop(pixels: int | None, mode: str) -> Augmentation:
     if pixels is not None and (not isinstance(pixels, int) or pixels < 0):
-        raise InputError(f"an augmentation moves by whole pixels, 0 or more. Received: {pixels=}")
+        raise InputError(
+            f"an augmentation must move images by whole pixels, 0 or more. Received: {pixels=}"
+        )
 
     def augment(images, seeds):
         height, width = images.shape[1:3]
@@ -80,7 +83,7 @@ def _padded_crop(pixels: int | None, mode: str) -> Augmentation:
             return _padded_crop(min(height, width) // 8, mode)(images, seeds)
         if pixels >= min(height, width):
             raise InputError(
-                "an augmentation moves by fewer pixels than an image is wide. "
+                "an augmentation must move images by fewer pixels than their shorter side. "
                 f"Received: {pixels=}, image_size={(height, width)}"
             )
         padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], mode)

@@ -162,7 +162,7 @@ class _Ndarray:
 
 
 class _PickledDtype:
-    """Stands for `numpy.dtype`: holds what the pickle says and does nothing."""
+    """Stands for `numpy.dtype`: holds the content of the pickle, without effect."""
 
     def __init__(self, code, align=False, copy=False):
         self.code, self.state = code, None
@@ -172,7 +172,7 @@ class _PickledDtype:
 
 
 class _PickledArray:
-    """Stands for an array: holds what the pickle says and does nothing."""
+    """Stands for an array: holds the content of the pickle, without effect."""
 
     def __init__(self, kind, shape, code):
         self.state = None

@@ -5,8 +5,8 @@ The input pipeline, the tools, the playground and the `_bytes` signatures of a S
 operations only and no Python, and so runs in TensorFlow Serving too.
 
 What is read: PNG, JPEG, WebP, BMP (8 bits with a palette, 24 and 32 bits, uncompressed) and the
-first frame of a GIF, told apart by the first bytes and not by the file's name. The pixels are what
-a viewer shows on a page of the background color:
+first frame of a GIF. The first bytes identify the format, not the file's name. The pixels are what
+a viewer shows on a page of the background colour:
 
 * turned upright by the EXIF orientation (JPEG, PNG and WebP);
 * grey, palette and CMYK images as RGB, 16 bits per channel cut to 8;
@@ -94,7 +94,7 @@ def decode_image(
     Args:
         content: string[]: the file's bytes.
         image_size: (H, W).
-        crop: float64[3], see `random_crops`; None is the largest centered box.
+        crop: float64[3], see `random_crops`; None is the largest centreed box.
         background: RGB of the page that shows through transparent pixels.
         enlarge: Whether an image smaller than `image_size` is enlarged; else it is an error.
 
@@ -103,7 +103,7 @@ def decode_image(
 
     Raises:
         tf.errors.InvalidArgumentError: When the graph runs: the file is of another kind, damaged,
-            too large or too small. The message says which.
+            too large or too small. The message states which.
 
     Example:
         pixels = decode_image(tf.io.read_file("photo.jpg"), (32, 32))
@@ -177,7 +177,7 @@ def load_images(paths: Sequence[str], image_size: tuple[int, int], **options) ->
         uint8[N,H,W,3].
 
     Raises:
-        InputError: Names the first file that cannot be read, and says why.
+        InputError: Names the first file that cannot be read, with the reason.
 
     Example:
         images = load_images(["a.png", "b.jpg"], (32, 32))
@@ -454,10 +454,10 @@ def _decode(content, kind, head, size, image_size, background) -> tf.Tensor:
 
 
 def _with_transparent_as(background, content) -> tf.Tensor:
-    """The GIF file string[] with the transparent color of its first frame replaced.
+    """The GIF file string[] with the transparent colour of its first frame replaced.
 
     TensorFlow shows transparent pixels as black and does not return which they are, so their entry
-    in the color table is overwritten, and the flag that makes them transparent is cleared.
+    in the colour table is overwritten, and the flag that makes them transparent is cleared.
     """
     data = tf.io.decode_raw(tf.strings.substr(content, 0, _EXIF_BYTES), tf.uint8)
     size = tf.size(data)
@@ -507,14 +507,14 @@ def _decode_bmp(content, head) -> tf.Tensor:
     with tf.control_dependencies([tf.Assert(is_supported, [text + "; convert it to PNG"])]):
         image = tf.io.decode_bmp(tf.identity(content), channels=0)
 
-    def palette_colors():
+    def palette_colours():
         start = 14 + header_size
         size = tf.clip_by_value(_little(head[10:14]) - start, 0, 4 * 256) // 4 * 4
         table = tf.io.decode_raw(tf.strings.substr(content, start, size), tf.uint8)
         table = tf.reshape(table, [-1, 4])[:, 2::-1]  # blue, green, red, unused
         return tf.gather(table, tf.cast(image[..., 0], tf.int32))
 
-    image = tf.cond(bits == 8, palette_colors, lambda: image[..., :3])
+    image = tf.cond(bits == 8, palette_colours, lambda: image[..., :3])
     return tf.ensure_shape(image, [None, None, 3])
 
 
@@ -623,8 +623,8 @@ def _opaque(pixels, background) -> tf.Tensor:
 
     def composite():
         opacity = tf.cast(pixels[..., -1:], tf.int32)
-        color = tf.cast(pixels[..., :3], tf.int32)
-        mixed = color * opacity + tf.constant(background) * (255 - opacity)
+        colour = tf.cast(pixels[..., :3], tf.int32)
+        mixed = colour * opacity + tf.constant(background) * (255 - opacity)
         return tf.cast((mixed + 127) // 255, tf.uint8)
 
     is_opaque = tf.reduce_all(pixels[..., 3:] == 255)  # true of three channels

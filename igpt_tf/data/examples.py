@@ -18,7 +18,7 @@ from igpt_tf.data import decoding
 from igpt_tf.data.stateless_random import epoch_order, row_uniform
 from igpt_tf.errors import InputError
 
-CROPS = ("center", "random")
+CROPS = ("centre", "random")
 
 
 class Examples(Protocol):
@@ -49,14 +49,14 @@ class Examples(Protocol):
     def take(self, indices: np.ndarray) -> "Examples":
         """The examples at `indices` int[M]."""
 
-    def center_cropped(self) -> "Examples":
-        """The same images with the center crop instead of a random one, for evaluation."""
+    def centre_cropped(self) -> "Examples":
+        """The same images with the centre crop instead of a random one, for evaluation."""
 
     def without_labels(self) -> "Examples":
         """The same images without labels."""
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(images uint8[N,H,W,3] with the center crop, labels). Raises: InputError."""
+        """(images uint8[N,H,W,3] with the centre crop, labels). Raises: InputError."""
 
     def check(self, indices: np.ndarray | None = None) -> None:
         """Reads the images at `indices`, or all. Raises: InputError, which names a bad file."""
@@ -102,7 +102,7 @@ class ArrayExamples:
         labels = None if self.labels is None else self.labels[indices]
         return ArrayExamples(self.images[indices], labels)
 
-    def center_cropped(self) -> "ArrayExamples":
+    def centre_cropped(self) -> "ArrayExamples":
         return self
 
     def without_labels(self) -> "ArrayExamples":
@@ -136,8 +136,8 @@ class FileExamples:
         paths: The files, N of them.
         labels: int[N], or None.
         image_size: (H, W) to which the images are resized.
-        crop: "center", or "random" (the paper's ImageNet recipe).
-        in_memory: Whether to keep the decoded images in memory; for the center crop.
+        crop: "centre", or "random" (the paper's ImageNet recipe).
+        in_memory: Whether to keep the decoded images in memory; for the centre crop.
         enlarge, background: See `decoding.decode_image`.
 
     Attributes:
@@ -153,7 +153,7 @@ class FileExamples:
         paths: Sequence[str],
         labels: np.ndarray | None,
         image_size: tuple[int, int],
-        crop: str = "center",
+        crop: str = "centre",
         *,
         in_memory: bool = False,
         enlarge: bool = False,
@@ -171,7 +171,7 @@ class FileExamples:
 
     @property
     def is_fixed(self) -> bool:
-        return self.crop == "center"
+        return self.crop == "centre"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -199,11 +199,11 @@ class FileExamples:
             taken._decoded = self._decoded.take(indices)
         return taken
 
-    def center_cropped(self) -> "FileExamples":
-        return self.with_crop("center")
+    def centre_cropped(self) -> "FileExamples":
+        return self.with_crop("centre")
 
     def with_crop(self, crop: str) -> "FileExamples":
-        """The same files with "center" or "random" crops."""
+        """The same files with "centre" or "random" crops."""
         cropped = copy.copy(self)
         cropped.crop = crop
         return cropped

@@ -32,7 +32,7 @@ def image_folder(
     image_size: int | tuple[int, int],
     heldout: float = 0.04,
     seed: int = 0,
-    crop: str = "center",
+    crop: str = "centre",
     small_images: str = "refuse",
     background: tuple[int, int, int] = WHITE,
 ) -> Source:
@@ -45,14 +45,14 @@ def image_folder(
     held out. A class folder may contain folders; all images in them belong to the class. Images
     without class folders have no labels. Prints how many files were found, used and left out.
 
-    With the center crop, images that fit into 8 GiB are decoded once, into memory.
+    With the centre crop, images that fit into 8 GiB are decoded once, into memory.
 
     Args:
         directory: The folder.
         image_size: (H, W) to which the images are resized; see `decoding.decode_image`.
         heldout: Fraction of the training part held out as `valid`, if there is no such folder.
         seed: Random seed of that split.
-        crop: "center", or "random" for the training part: the paper's ImageNet recipe, another
+        crop: "centre", or "random" for the training part: the paper's ImageNet recipe, another
             crop each time an image is used.
         small_images: What to do with images smaller than `image_size`: "refuse", "skip" or
             "enlarge". The latter two read the size of every file first.

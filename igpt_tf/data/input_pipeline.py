@@ -196,7 +196,7 @@ def evaluation_batches(
     table: np.ndarray | None = None,
     random_inputs: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None,
 ) -> tf.data.Dataset:
-    """Every image once, in the order stored, with the center crop; the last batch is filled up.
+    """Every image once, in the order stored, with the centre crop; the last batch is filled up.
 
     Args:
         examples: N images.
@@ -206,9 +206,9 @@ def evaluation_batches(
     Returns:
         Dataset of elements as in `batches`, with "weight": float32[B], 0 for the filled-up rows.
 
-    Source: paper, section 3.1 (ImageNet: the center crop for evaluation).
+    Source: paper, section 3.1 (ImageNet: the centre crop for evaluation).
     """
-    examples, size = examples.center_cropped(), len(examples)
+    examples, size = examples.centre_cropped(), len(examples)
 
     def batch(step):
         positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)

@@ -19,9 +19,9 @@ _MOST_SHARES = 10**6  # positions times shares must stay below 2**63
 class MixedExamples:
     """Several examples one after the other; each has a fixed fraction of the positions of a run.
 
-    Positions are dealt out as the pixels of a digital line are: of the first p positions, part 0
-    with c_0 of C shares has exactly floor(p c_0 / C); the others are numbered anew, 0, 1, 2, ...,
-    and dealt to the other parts in the same way. Therefore:
+    Positions are assigned like the pixels of a digital line: of the first p positions, part 0
+    with c_0 of C shares has exactly floor(p c_0 / C); the others are renumbered 0, 1, 2, ... and
+    assigned to the other parts in the same way. Therefore:
 
     * the part of a position, and its number among the positions of that part, are arithmetic:
       they need no random numbers and no history, and all shards and resumed runs agree;
@@ -81,8 +81,8 @@ class MixedExamples:
         shares = [self.shares[number] for number, _ in taken]
         return MixedExamples(parts, shares, self.labels is not None)
 
-    def center_cropped(self) -> "MixedExamples":
-        return self._with_parts([part.center_cropped() for part in self.parts])
+    def centre_cropped(self) -> "MixedExamples":
+        return self._with_parts([part.centre_cropped() for part in self.parts])
 
     def without_labels(self) -> "MixedExamples":
         return MixedExamples(self.parts, self.shares, labelled=False)
@@ -113,7 +113,7 @@ class MixedExamples:
 
 
 def deal(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Deals positions to parts in proportion to `shares`.
+    """Assigns positions to parts in proportion to `shares`.
 
     Args:
         positions: int64[b].

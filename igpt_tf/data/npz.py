@@ -80,7 +80,7 @@ def _part(arrays, keys, image_size, path) -> ArrayExamples | None:
         if images_key in arrays:
             images, labels = arrays[images_key], arrays.get(labels_key)
             if images.ndim not in (3, 4):
-                image_size = (1, 1)  # `array_examples` says what is wrong
+                image_size = (1, 1)  # `array_examples` reports the error
             return array_examples(
                 images, labels, image_size or images.shape[1:3], None, f"{path}: {images_key}"
             )

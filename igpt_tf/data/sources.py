@@ -172,7 +172,7 @@ def array_examples(
 
 
 def resize_arrays(images: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """The center of each image, resized by area; as `decoding.decode_image` does to files.
+    """The centre of each image, resized by area; as `decoding.decode_image` does to files.
 
     Args:
         images: uint8[N,h,w,3], or uint8[N,h,w] of grey levels.
@@ -206,7 +206,7 @@ def _resize(images: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def _area_sums(values: np.ndarray, axis: int, length: int, stretch: float) -> np.ndarray:
-    """float64, `length` long on `axis`: sums over centered intervals of the length `stretch`."""
+    """float64, `length` long on `axis`: sums over centred intervals of the length `stretch`."""
     # Differences of the running sum at the ends of the intervals.
     size = values.shape[axis]
     edges = (size - length * stretch) / 2 + stretch * np.arange(length + 1)

@@ -1,7 +1,7 @@
-"""Random numbers, one row per image, each a pure function of that image's seed.
+"""Random numbers for batches of images: each row is a pure function of its image's seed.
 
-TensorFlow's stateless ops take one seed for a whole tensor; here every row has its own, so a row
-is the same in whatever batch or shard it is computed.
+TensorFlow's stateless operations take one seed for a whole tensor. Here every row has its own seed,
+so that it is the same in any batch and any shard.
 """
 
 import numpy as np
@@ -13,14 +13,14 @@ _SHUFFLE = 0x5A17  # keeps the permutations apart from other uses of the seed
 def epoch_order(
     positions: tf.Tensor, size: int, seed: int, shuffle: bool = True, stream: int = 0
 ) -> tf.Tensor:
-    """Which of `size` images stands at each position of epochs one after the other.
+    """Returns the index of the image at each position of a sequence of epochs.
 
     Args:
         positions: int64[b], from 0.
-        size: N; positions e N to (e + 1) N are epoch e.
-        seed: Of the permutations, one an epoch.
-        shuffle: Without, every epoch is in the order stored.
-        stream: Distinguishes several orders from the same seed.
+        size: Number of images N; the positions e N to (e + 1) N - 1 are epoch e.
+        seed: Random seed of the permutations, one per epoch.
+        shuffle: Whether to permute; otherwise every epoch is in the stored order.
+        stream: Index of one of several independent orders from the same seed.
 
     Returns:
         int64[b] in [0, N).
@@ -39,11 +39,11 @@ def epoch_order(
 
 
 def row_bits(seeds: tf.Tensor, stream: int) -> tf.Tensor:
-    """Uniform random bits.
+    """Returns uniform random bits.
 
     Args:
         seeds: int32[B,2].
-        stream: Distinguishes several draws from the same seeds.
+        stream: Index of one of several independent numbers from the same seeds.
 
     Returns:
         int64[B] in [0, 2**31).
@@ -67,7 +67,7 @@ def row_uniform(seeds: tf.Tensor, stream: int) -> tf.Tensor:
 
 
 def fold(seeds: tf.Tensor, salt: int) -> tf.Tensor:
-    """int32[B,2]: fresh seeds for a further consumer of `seeds`."""
+    """int32[B,2]: seeds that are independent of `seeds`, for another use."""
     bits = [row_bits(seeds, 2 * salt), row_bits(seeds, 2 * salt + 1)]
     return tf.cast(tf.stack(bits, axis=1), tf.int32)
 

@@ -126,7 +126,7 @@ class RecordExamples:
         taken.labels = None if self.labels is None else self.labels[indices]
         return taken
 
-    def center_cropped(self) -> "RecordExamples":
+    def centre_cropped(self) -> "RecordExamples":
         return self
 
     def without_labels(self) -> "RecordExamples":
@@ -292,7 +292,7 @@ def write_shards(source: Source, directory: str, *, images_per_shard: int, watch
     if not all(examples.is_fixed for examples in parts.values()):
         raise InputError(
             "random crops change each time an image is loaded, and a shard holds one of them; set "
-            "image_folder.crop='center'. Received: crop='random'"
+            "image_folder.crop='centre'. Received: crop='random'"
         )
     plan = Plan(
         version=_VERSION,
@@ -378,7 +378,7 @@ def _pngs(images: np.ndarray) -> Iterator[bytes]:
 
 
 def _example(content: bytes, label: int) -> bytes:
-    """A serialized tf.train.Example."""
+    """A serialised tf.train.Example."""
     feature = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))}
     if label >= 0:
         feature["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
@@ -409,7 +409,7 @@ def _read_records(directory: str, shard: Shard) -> np.ndarray:
         raise InputError(_damaged(reason, records_path)) from None
     is_right = isinstance(records, np.ndarray) and records.dtype == np.int64
     if not is_right or records.shape != (shard.images, 2):
-        raise InputError(_damaged(f"the index says {shard.images} images", records_path))
+        raise InputError(_damaged(f"the index lists {shard.images} images", records_path))
     offsets, labels = records.T
     if not 0 <= offsets.min() <= offsets.max() < shard.bytes or not -1 <= labels.min() < 2**31:
         raise InputError(_damaged("its offsets are not inside the shard", records_path))
@@ -422,7 +422,7 @@ def _check_size(path: str, shard: Shard) -> None:
         raise InputError(_damaged("No such file", path))
     size = os.path.getsize(path)
     if size != shard.bytes:
-        raise InputError(_damaged(f"{size} bytes, the index says {shard.bytes}", path))
+        raise InputError(_damaged(f"{size} bytes, the index lists {shard.bytes}", path))
 
 
 def _check_content(path: str, shard: Shard) -> None:
@@ -456,6 +456,6 @@ def _explaining_write_errors(directory: str):
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
         raise InputError(
-            f"the shards cannot be written ({reason}); make room or choose another folder, then "
+            f"the shards cannot be written ({reason}); free space or choose another folder, then "
             f"run the same command to continue. Received: {directory=}"
         ) from None

@@ -243,7 +243,7 @@ def cached_features(
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a positive integer. Received: {batch_size=}")
-    examples = examples.center_cropped()  # as `evaluation_batches` crops them
+    examples = examples.centre_cropped()  # as `evaluation_batches` crops them
     key = hashlib.sha256(f"{encoder.fingerprint} {examples.fingerprint()}".encode())
     folder = os.path.join(directory, key.hexdigest()[:16])
     if not os.path.isdir(folder):

@@ -12,6 +12,7 @@ import tensorflow as tf
 from igpt_tf import config
 from igpt_tf.data import Source
 from igpt_tf.data import augmentation as augmentations
+from igpt_tf.data.augmentation import Augmentation
 from igpt_tf.data.input_pipeline import InputPipeline, subset
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import plots
@@ -61,7 +62,7 @@ def finetune(
     search_steps: int | None = None,
     patience: int = 0,
     source: Source | None = None,
-    augmentation: Sequence[Callable] = (),
+    augmentation: Sequence[Augmentation] = (),
     from_scratch: bool = False,
     num_masks: int = 5,
     num_train: int | None = None,
@@ -222,7 +223,7 @@ class FineTuning:
     step_options: StepOptions
     intervals: Intervals
     pipeline: InputPipeline
-    augmentation: Sequence[Callable]
+    augmentation: Sequence[Augmentation]
     from_scratch: bool
     masks: np.ndarray | None
     patience: int

@@ -26,7 +26,7 @@ from igpt_tf.savedmodel.metadata import find, read_metadata
 from igpt_tf.training.plan import measure_flops
 
 _PROBE_FOLDER = "linear_probe"
-_UTILIZATION = 0.3  # of the peak FLOP/s; small models reach less than large ones
+_UTILISATION = 0.3  # of the peak FLOP/s; small models reach less than large ones
 _MIN_CELLS_TO_FIT = 6  # the fit has five coefficients
 
 
@@ -117,7 +117,7 @@ def study(
         seeds: Random seeds of every size, or size name -> seeds (others have seed 0).
         bindings: Gin bindings that all cells share.
         probe: Whether to run `tools.linear_probe` on each cell. A data set without labels has no
-            probes; a message says so.
+            probes; a message reports this.
         probe_bindings: Gin bindings of the probes.
         dry_run: Print the cells, their arithmetic and expected time; run and write nothing.
         jobs: Cells that run at the same time.
@@ -409,7 +409,7 @@ def format_table(rows: Sequence[dict]) -> str:
 
 def _format_plan(cells: Sequence[Cell], workdir: str) -> str:
     peak, warnings = measure_flops()
-    speed = _UTILIZATION * peak
+    speed = _UTILISATION * peak
     header = ["cell", "weights", "tokens/weight", "steps", "rate", "FLOPs", "minutes", ""]
     lines = []
     for cell in cells:

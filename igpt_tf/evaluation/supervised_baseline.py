@@ -11,6 +11,7 @@ from keras import layers
 
 from igpt_tf import config, files
 from igpt_tf.data import Source, batches, evaluation_batches
+from igpt_tf.data.augmentation import Augmentation
 from igpt_tf.data.sources import Examples
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.linear_probe import NO_TEST_NOTE
@@ -94,7 +95,7 @@ def supervised_baseline(
     workdir: str,
     saved_model: str | None = None,
     source: Source | None = None,
-    augmentation: Sequence[Callable] = (),
+    augmentation: Sequence[Augmentation] = (),
     labels_per_class: Sequence[int] = (),
     num_subsets: int = 5,
     all_labels: bool = True,
@@ -237,7 +238,7 @@ def _train(
     examples: Examples,
     splits: Splits,
     *,
-    augmentation: Sequence[Callable],
+    augmentation: Sequence[Augmentation],
     num_steps: int,
     evaluate_every: int,
     batch_size: int,

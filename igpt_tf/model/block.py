@@ -10,7 +10,7 @@ MLP_STDDEV = 0.02
 
 @keras.saving.register_keras_serializable("igpt_tf")
 class RMSNorm(keras.layers.Layer):
-    """x * rsqrt(mean(x^2) + 1e-5) * scale: no centering, no bias."""
+    """x * rsqrt(mean(x^2) + 1e-5) * scale: no centring, no bias."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(name="scale", shape=input_shape[-1:], initializer="ones")

@@ -62,7 +62,7 @@ class Classifier(keras.Model):
 
     def hidden_and_classes(self, tokens, masked=None):
         """Returns (final norm's output float32[B,T,D], class logits float32[B,C])."""
-        h = self.network.normalize(self.network.hidden_states(tokens, masked)[-1])
+        h = self.network.normalise(self.network.hidden_states(tokens, masked)[-1])
         return h, ops.matmul(ops.mean(h, axis=1), ops.transpose(self.head))
 
     def classify(self, tokens, masks=None):

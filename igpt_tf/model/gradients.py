@@ -148,7 +148,7 @@ def rms_norm(x, gain):
 def rms_norm_matmul(x, gain, kernel):
     """rms_norm(x, gain) @ kernel.
 
-    The gradient of the kernel needs the normalized x, which is as large as x. Because the norm and
+    The gradient of the kernel needs the normalised x, which is as large as x. Because the norm and
     the product share one gradient, only `x` is kept, which the residual connection keeps anyway;
     the norm is computed again, one elementwise pass beside three matrix products.
 
@@ -219,7 +219,7 @@ def rms_norm_mlp(x, gain, input_kernel, output_kernel):
 
     def gradient(upstream):
         delayed = inverse * ops.cast(delay(1.0, until=upstream), "float32")
-        normalized = _rescale(x, delayed, scaled_gain)
+        normalised = _rescale(x, delayed, scaled_gain)
         active, scaled_gradient = _gelu_and_gradient(
             scaled, ops.matmul(upstream, swap_last_axes(output_kernel))
         )
@@ -228,7 +228,7 @@ def rms_norm_mlp(x, gain, input_kernel, output_kernel):
         return (
             x_gradient,
             gain_gradient * _GELU_SCALE,
-            _kernel_gradient(normalized, scaled_gradient),
+            _kernel_gradient(normalised, scaled_gradient),
             _kernel_gradient(active, upstream),
         )
 

@@ -25,7 +25,7 @@ class ImageGPT(keras.Model):
 
     Args:
         image_size: (H, W) in pixels; T = H * W.
-        vocabulary_size: Number of palette colors V.
+        vocabulary_size: Number of palette colours V.
         num_layers: Number of blocks L.
         hidden_dim: Width D, a multiple of `num_heads`.
         num_heads: Number of attention heads per block.
@@ -161,18 +161,18 @@ class ImageGPT(keras.Model):
 
     def logits(self, h):
         """float[B,T,D] before the final norm -> float32[B,T,V], whatever the compute dtype."""
-        return self.token_logits(self.normalize(h))
+        return self.token_logits(self.normalise(h))
 
-    def normalize(self, h):
+    def normalise(self, h):
         """Applies the final norm. float[B,T,D] -> float32[B,T,D]."""
         return ops.cast(self.final_norm(h), "float32")
 
-    def token_logits(self, normalized):
+    def token_logits(self, normalised):
         """float32[B,T,D] after the final norm -> float32[B,T,V]."""
-        return ops.matmul(normalized, ops.transpose(self.output_embedding))
+        return ops.matmul(normalised, ops.transpose(self.output_embedding))
 
     def features(self, tokens, masked=None):
-        """Returns the mean over positions of each layer's normalized input.
+        """Returns the mean over positions of each layer's normalised input.
 
         Args:
             tokens: int32[B,T], or a `keras.Input` to use the features in a functional model.

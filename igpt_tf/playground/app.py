@@ -172,7 +172,7 @@ class _Queue:
 def _check_sender(request: flask.Request, hosts: Collection[str] | None) -> None:
     """Rejects requests to other names and requests that other web sites send.
 
-    Browsers say with Origin and Sec-Fetch-Site which site a request comes from; other programs
+    Browsers name the site of a request in Origin and Sec-Fetch-Site; other programs
     send neither. A link on another site may open the page, but nothing else.
     """
     host = re.sub(r":\d*$", "", request.host)

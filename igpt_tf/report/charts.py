@@ -1,4 +1,4 @@
-"""Line charts as SVG by matplotlib, in colors that the page's style sheet sets."""
+"""Line charts as SVG by matplotlib, in colours that the page's style sheet sets."""
 
 import io
 import re
@@ -10,11 +10,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Drawn in the colors of the light theme; in the SVG each becomes a CSS variable of style.css.
+# Drawn in the colours of the light theme; in the SVG each becomes a CSS variable of style.css.
 _INK, _SOFT, _RULE, _CARD = "#22262b", "#626a73", "#e3e1dc", "#ffffff"
 _SERIES = ("#1f5fa8", "#b5651d", "#4f7a28", "#8e4585", "#7a7a7b", "#1c8a86")
 _VARIABLES = {_INK: "ink", _SOFT: "soft", _RULE: "rule", _CARD: "card"}
-_VARIABLES |= {color: f"c{index}" for index, color in enumerate(_SERIES)}
+_VARIABLES |= {colour: f"c{index}" for index, colour in enumerate(_SERIES)}
 _STYLE = {
     "svg.fonttype": "none",  # text remains text: it can be selected and follows the page's font
     "text.parse_math": False,  # a "$" in a file name is no formula
@@ -85,8 +85,8 @@ class LineChart:
             figure = Figure(figsize=_NARROW if narrow else _WIDE, layout="constrained", dpi=72)
             axes = figure.add_subplot()
             axes.set_facecolor("none")
-            for color, curve in zip(_SERIES * len(self.curves), self.curves, strict=False):
-                _draw_curve(axes, curve, color, dashed=curve is not self.curves[0])
+            for colour, curve in zip(_SERIES * len(self.curves), self.curves, strict=False):
+                _draw_curve(axes, curve, colour, dashed=curve is not self.curves[0])
             self._draw_axes(axes, narrow)
             self._draw_levels(axes, narrow)
             text = io.StringIO()
@@ -126,10 +126,10 @@ class LineChart:
         lines = 3 if narrow else 1
         places = _spread([(y - low) / (high - low) for y in values], lines * _LINE_HEIGHT / height)
         for index, ((name, y), place) in enumerate(zip(self.levels, places, strict=True)):
-            color = _SERIES[(len(self.curves) + index) % len(_SERIES)]
-            axes.axhline(y, linestyle=":", color=color, linewidth=1.8)
+            colour = _SERIES[(len(self.curves) + index) % len(_SERIES)]
+            axes.axhline(y, linestyle=":", color=colour, linewidth=1.8)
             text = textwrap.fill(f"{name} {y:.4g}", 10 if narrow else 100)
-            axes.text(1.01, place, text, color=color, va="center", transform=axes.transAxes)
+            axes.text(1.01, place, text, color=colour, va="center", transform=axes.transAxes)
 
 
 def line_chart(title: str, curves: Sequence[Curve], x_label, y_label, **options) -> list[dict]:
@@ -139,11 +139,11 @@ def line_chart(title: str, curves: Sequence[Curve], x_label, y_label, **options)
     return [{"kind": "chart", "chart": chart}] if curves else []
 
 
-def _draw_curve(axes, curve: Curve, color: str, dashed: bool) -> None:
+def _draw_curve(axes, curve: Curve, colour: str, dashed: bool) -> None:
     axes.errorbar(
         *zip(*curve.points, strict=True),
         yerr=list(curve.deviations) or None,
-        color=color,
+        color=colour,
         linewidth=2,
         linestyle="--" if dashed else "-",
         marker="o" if len(curve.points) <= _MAX_MARKED else None,
@@ -154,7 +154,7 @@ def _draw_curve(axes, curve: Curve, color: str, dashed: bool) -> None:
 
 
 def _spread(places: list[float], gap: float) -> list[float]:
-    """Moves places on [0, 1] apart until neighbors differ by `gap`; their order is kept."""
+    """Moves places on [0, 1] apart until neighbours differ by `gap`; their order is kept."""
     order = sorted(range(len(places)), key=places.__getitem__)
     spread = list(places)
     for lower, upper in zip(order, order[1:], strict=False):
@@ -170,6 +170,6 @@ def _for_page(text: str) -> str:
     """An SVG file as an element of an HTML page."""
     text = text[text.index("<svg") :]
     text = re.sub(r'<g id="\w+">', "<g>", text)  # the same names in every chart
-    for color, name in _VARIABLES.items():
-        text = text.replace(color, f"var(--{name})")
+    for colour, name in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{name})")
     return text

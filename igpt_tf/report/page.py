@@ -252,7 +252,7 @@ def _model_card(run: RunFolder) -> list[dict]:
         ),
         ("exported step", f"{metadata['step']:,}"),
         ("objective of training", metadata["objective"]["name"]),
-        ("input", f"{size} pixels in {model['vocabulary_size']} colors"),
+        ("input", f"{size} pixels in {model['vocabulary_size']} colours"),
         ("trained on", f"{data['name']} {arguments}" if data else "not recorded"),
         ("classes in the data", ", ".join(metadata["class_names"] or ())),
         ("intended use", f"{use}; research and teaching"),
@@ -262,7 +262,8 @@ def _model_card(run: RunFolder) -> list[dict]:
         ("contact", "to be filled in"),
     ]
     limits = [
-        f"The model sees {size} pixels in a fixed palette; finer detail and other colors are lost.",
+        f"The model sees {size} pixels in a fixed palette: finer detail and other colours are "
+        "lost.",
         "It models images like those that it was trained on, with their gaps and biases. Generated "
         "images may resemble single training images.",
         "The numbers on this page hold for the data named beside them. The model is not made for "

@@ -273,7 +273,7 @@ class Decoder:
     def _prefill(self, tokens, num_given, caches):
         """Caches of all segments with given positions, computed one segment at a time.
 
-        Images with the same given part as their neighbor share its computation: many completions
+        Images with the same given part as their neighbour share its computation: many completions
         of one image cost one prefill.
         """
         if tf.get_static_value(num_given) == 0:
@@ -387,7 +387,7 @@ class Decoder:
 
 
 def unique_prefixes(tokens, num_given):
-    """Groups neighboring images whose first tokens are equal.
+    """Groups neighbouring images whose first tokens are equal.
 
     Args:
         tokens: int32[B,T].

@@ -18,7 +18,7 @@ LIMITS = {
     "num_images": (f"1 to {MAX_IMAGES}", lambda x: (x >= 1) & (x <= MAX_IMAGES)),
     "seed": ("-2^31 to 2^31 - 1", lambda x: (x >= -(2**31)) & (x < 2**31)),
     "temperature": ("finite and positive", lambda x: (x > 0) & (x < float("inf"))),
-    "top_k": ("0 (all colors) or positive", lambda x: x >= 0),
+    "top_k": ("0 (all colours) or positive", lambda x: x >= 0),
     "top_p": ("above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
     "num_rounds": ("1 to 1024", lambda x: (x >= 1) & (x <= 1024)),
 }

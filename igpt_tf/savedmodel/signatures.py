@@ -1,8 +1,8 @@
 """The functions behind a SavedModel's signatures: named tensors in, a dict of named tensors out.
 
 `SignatureFunctions` has one method per entry of `spec.SIGNATURES`, of the same name and inputs.
-`build_functions` makes them into `tf.function`s: none is compiled by XLA, keeps state or draws
-random numbers other than from its seed.
+`build_functions` makes them into `tf.function`s: none is compiled by XLA, keeps state or uses
+random numbers other than those of its seed.
 """
 
 import inspect

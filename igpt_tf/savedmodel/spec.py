@@ -111,7 +111,7 @@ _TOKENS = {"tokens": TensorSpec("int32", ("B", "T"))}
 _SAMPLING = {
     "seed": TensorSpec("int32", (), "image i uses seed + i"),
     "temperature": TensorSpec("float32", (), "above 0; 1.0 if left out", optional=True),
-    "top_k": TensorSpec("int32", (), "0, all colors, if left out", optional=True),
+    "top_k": TensorSpec("int32", (), "0, all colours, if left out", optional=True),
     "top_p": TensorSpec("float32", (), "in (0, 1]; 1.0 if left out", optional=True),
 }
 _FEATURES = {

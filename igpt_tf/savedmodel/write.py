@@ -22,7 +22,7 @@ def write_pretrained(model, palette, path: str, *, objective: dict, **descriptio
         palette: Its `Palette`.
         path: The folder to write, by convention `.../export/STEP`; replaced if it exists.
         objective: `get_config()` of the objective.
-        **description: What the metadata says besides:
+        **description: Further fields of the metadata:
             data: Description of the data's source, {"name", "arguments"} and, if known,
                 "fingerprint" and "module"; or None.
             class_names: Names of the data's classes, or None.
@@ -147,7 +147,7 @@ def _check_palette(palette, model) -> None:
     if len(palette) != model.vocabulary_size:
         raise InputError(
             "the palette's size must be the model's vocabulary size. Received: "
-            f"colors={len(palette)}, vocabulary_size={model.vocabulary_size}"
+            f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
         )
 
 

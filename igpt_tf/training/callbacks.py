@@ -299,7 +299,7 @@ class Profile(Callback):
 
 
 class SampleImages(Callback):
-    """Draws what the model generates: completions beside their originals, and samples.
+    """Writes what the model generates: completions beside their originals, and samples.
 
     Args:
         every: Period in steps.

@@ -51,7 +51,7 @@ class Devices:
     Attributes:
         memory: Bytes per device.
         flops: Peak floating-point operations per second per device.
-        utilization: Fraction of `flops` that training is assumed to reach.
+        utilisation: Fraction of `flops` that training is assumed to reach.
         count: Number of devices.
         sharded: Whether weights, gradients and optimizer state are divided over the devices;
             otherwise each device holds all of them.
@@ -62,7 +62,7 @@ class Devices:
 
     memory: float
     flops: float
-    utilization: float = 0.4
+    utilisation: float = 0.4
     count: int = 1
     sharded: bool = False
 
@@ -72,9 +72,9 @@ class Devices:
                 "memory and FLOP/s must be above 0 and the number of devices at least 1. Received: "
                 f"memory={self.memory:g}, flops={self.flops:g}, count={self.count}"
             )
-        if not 0 < self.utilization <= 1:
+        if not 0 < self.utilisation <= 1:
             raise InputError(
-                f"the utilization must be in (0, 1]. Received: utilization={self.utilization}"
+                f"the utilisation must be in (0, 1]. Received: utilisation={self.utilisation}"
             )
 
 
@@ -177,7 +177,7 @@ def _plan_setting(model, optimizer, devices, batch_size, num_steps, precision, r
     available = devices.memory * (1 - RESERVED_FRACTION) - sum(state.values())
     images = batch_size // devices.count
     flops = batch_size * flops_per_image(model, remat)
-    seconds = flops / (devices.flops * devices.utilization * devices.count)
+    seconds = flops / (devices.flops * devices.utilisation * devices.count)
     steps = _accumulation_steps(images, per_image, available, state["gradients"])
     return {
         "state_bytes": state,
@@ -283,7 +283,7 @@ def flops_per_image(model: ImageGPT, remat: bool) -> float:
 
     A multiplication and an addition count as two, the backward pass as two forward passes, remat
     as one more forward pass of the blocks. Matrix products count, without those that a block always
-    computes twice to save memory: these are part of what the utilization leaves out.
+    computes twice to save memory: these are part of what the utilisation leaves out.
     """
     length, dim = model.sequence_length, model.hidden_dim
     matrices = 2 * length * 12 * dim**2
@@ -378,7 +378,7 @@ def format_plan(plan: dict) -> str:
         f"weights {held}\n"
         + formatting.table(["per device", "without remat", "with remat"], rows)
         + f"\nAssumed: {formatting.percent(RESERVED_FRACTION)} of the memory is reserved for the "
-        f"runtime; training reaches {formatting.percent(devices['utilization'])} of "
+        f"runtime; training reaches {formatting.percent(devices['utilisation'])} of "
         f"{devices['flops']:.3g} FLOP/s per device."
     )
 

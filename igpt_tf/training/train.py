@@ -12,6 +12,7 @@ from tqdm import tqdm
 from igpt_tf import config
 from igpt_tf.data import Source
 from igpt_tf.data import augmentation as augmentations
+from igpt_tf.data.augmentation import Augmentation
 from igpt_tf.data.input_pipeline import InputPipeline, subset
 from igpt_tf.errors import InputError, check_choice
 from igpt_tf.formatting import table
@@ -64,7 +65,7 @@ def train(
     batch_size: int,
     initial_model: str | None = None,
     seed: int = 0,
-    augmentation: Sequence[Callable] = (),
+    augmentation: Sequence[Augmentation] = (),
     precision: str = "float32",
     quantize_on: str = "auto",
     export: str = "best",

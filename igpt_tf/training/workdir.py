@@ -448,6 +448,6 @@ def full_disk_error(path: str):
         if not is_full_disk(error):
             raise
         raise InputError(
-            "no space left on the disk; make room and start again: the run resumes from the newest "
-            f"undamaged checkpoint. Received: workdir={path}"
+            "no space left on the disk; free space and start again: the run resumes from the "
+            f"newest undamaged checkpoint. Received: workdir={path}"
         ) from None

@@ -61,7 +61,7 @@ def test_the_formula_of_a_forward_pass_counts_its_matrix_products():
     assert counted == shape.forward_flops() + beyond
 
 
-def test_a_single_token_costs_two_flops_a_weight_and_attends_to_itself():
+def test_a_single_token_costs_two_flops_per_weight_and_attends_to_itself():
     shape = workloads.Shape(num_layers=3, hidden_dim=8, num_heads=2, side=1, batch_size=1)
     matrices = 3 * 12 * 8 * 8 + 512 * 8
     assert shape.forward_flops() == 2 * matrices + 3 * 2 * (2 * 8)

@@ -1,6 +1,6 @@
 """OpenAI's Image GPT in NumPy, on variables of the published names, and TF1 files of them.
 
-Written from the paper's equations and the published einsums, knowing nothing of `igpt_tf`.
+Written from the paper's equations and the published einsums, without code of `igpt_tf`.
 """
 
 import numpy as np

@@ -339,7 +339,7 @@ def test_git_lfs_pointer_is_named_as_such(folder):
         ["lm_head.weight"],
     ],
 )
-def test_lying_safetensors_header_is_refused(folder, header):
+def test_wrong_safetensors_header_is_refused(folder, header):
     text = json.dumps(header).encode()
     with open(os.path.join(folder, "model.safetensors"), "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text + b"\0" * 4)

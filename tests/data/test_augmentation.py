@@ -78,7 +78,7 @@ def test_folded_seeds_never_repeat():
     assert len({tuple(seed) for seed in folded}) == 15_000
 
 
-def test_an_augmentation_that_refuses_is_heard_as_itself_inside_the_pipeline():
+def test_an_error_of_an_augmentation_is_raised_unchanged_in_the_pipeline():
     too_wide = [shift(max_pixels=100)]
     with pytest.raises(InputError, match="fewer pixels"):
         batches(digits().train, batch_size=4, seed=0, first_step=0, augmentation=too_wide)
@@ -87,7 +87,7 @@ def test_an_augmentation_that_refuses_is_heard_as_itself_inside_the_pipeline():
 
 
 @pytest.mark.parametrize("wrong", [flip(), ["flip"], [flip], None])
-def test_what_is_no_list_of_augmentations_is_refused_before_a_run(wrong):
+def test_only_a_list_of_augmentations_is_accepted(wrong):
     with pytest.raises(InputError, match="an augmentation is a"):
         check(wrong, (8, 8))
     check([flip(), shift(), reflect_pad_crop()], (8, 8))

@@ -45,14 +45,14 @@ def jpeg(pixels, orientation, byte_order="<", **options):
     return stored(pixels, "JPEG", **options)
 
 
-def png(height, width, bits, color_type, rows, interlaced=False):
+def png(height, width, bits, colour_type, rows, interlaced=False):
     """A PNG file of packed rows; Pillow writes neither interlaced nor 4-bit grey ones."""
 
     def chunk(name, body):
         checksum = struct.pack(">I", zlib.crc32(name + body))
         return struct.pack(">I", len(body)) + name + body + checksum
 
-    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, int(interlaced))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, int(interlaced))
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     body = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -66,21 +66,21 @@ def interlaced_png(pixels):
 
 
 def palette_image():
-    """(a palette image with a transparent color, what it looks like on white)."""
+    """(a palette image with a transparent colour, what it looks like on white)."""
     indices = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype("uint8") % 5
-    colors = np.array([[200, 0, 0], [0, 180, 0], [0, 0, 220], [9, 9, 9], [70, 80, 90]], "uint8")
+    colours = np.array([[200, 0, 0], [0, 180, 0], [0, 0, 220], [9, 9, 9], [70, 80, 90]], "uint8")
     image = Image.fromarray(indices, "P")
-    image.putpalette(colors.tobytes())
-    colors[2] = 255
-    return image, colors[indices]
+    image.putpalette(colours.tobytes())
+    colours[2] = 255
+    return image, colours[indices]
 
 
-def translucent(opacity, color=None):
+def translucent(opacity, colour=None):
     """(uint8[h,w,4], what it looks like on white)."""
-    color = smooth() if color is None else color
-    pixels = np.dstack([color, np.broadcast_to(opacity, color.shape[:2]).astype("uint8")])
+    colour = smooth() if colour is None else colour
+    pixels = np.dstack([colour, np.broadcast_to(opacity, colour.shape[:2]).astype("uint8")])
     share = pixels[..., 3:] / 255
-    return pixels, np.rint(color * share + 255 * (1 - share))
+    return pixels, np.rint(colour * share + 255 * (1 - share))
 
 
 def variants():
@@ -205,7 +205,7 @@ def test_a_cmyk_jpeg_without_adobes_marker_is_not_inverted():
     cmyk = Image.fromarray(smooth()).convert("CMYK")
     inverted = Image.fromarray(255 - np.asarray(cmyk), "CMYK")
     content = stored(inverted, "JPEG", quality=98)
-    at = content.index(b"\xff\xee")  # Adobe's marker says that the values are inverted
+    at = content.index(b"\xff\xee")  # Adobe's marker: the values are inverted
     content = content[:at] + content[at + 2 + int.from_bytes(content[at + 2 : at + 4], "big") :]
     assert b"Adobe" not in content
     assert np.abs(decode_bytes(content, (HEIGHT, WIDTH)).astype(int) - smooth()).max() <= 16
@@ -249,7 +249,7 @@ def test_shrinking_takes_the_mean_over_the_area():
     assert np.abs(decode_bytes(stored(image, "PNG"), (16, 16)) - means).max() <= 0.5
 
 
-def test_the_center_of_a_wide_image_is_kept():
+def test_the_centre_of_a_wide_image_is_kept():
     image = np.zeros((16, 40, 3), "uint8")
     image[:, 12:28] = 200
     assert (decode_bytes(stored(image, "PNG"), (8, 8)) == 200).all()
@@ -339,7 +339,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_read_is_refused_by_its_kind_and_named(name, tmp_path):
+def test_a_file_of_another_kind_is_refused_with_its_kind_and_name(name, tmp_path):
     content, reason = REFUSED[name]
     path = tmp_path / "a picture.png"
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Claims about fingerprints: equal for the same images, in this process or another; else not."""
+"""Fingerprints: equal for the same images, in this process or another; otherwise different."""
 
 import os
 
@@ -16,7 +16,7 @@ def all_differ(*examples):
     return len({one.fingerprint() for one in examples}) == len(examples)
 
 
-def test_arrays_are_known_by_their_pixels(examples):
+def test_arrays_are_identified_by_their_pixels(examples):
     changed = examples.images.copy()
     changed[7, 3, 3] ^= 1
     reshaped = examples.images.reshape(50, 4, 16, 3)
@@ -26,12 +26,12 @@ def test_arrays_are_known_by_their_pixels(examples):
     assert all_differ(examples, ArrayExamples(changed), ArrayExamples(reshaped))
 
 
-def test_files_are_known_by_path_size_date_and_how_they_are_shown(write_images):
+def test_files_are_identified_by_path_size_date_and_how_they_are_shown(write_images):
     paths = write_images("photos", random_images(3))
     files = FileExamples(paths, [0, 1, 2], (4, 4))
     assert files.fingerprint() == FileExamples(paths, None, (4, 4)).fingerprint()
     random = FileExamples(paths, None, (4, 4), crop="random")
-    assert random.center_cropped().fingerprint() == files.fingerprint()
+    assert random.centre_cropped().fingerprint() == files.fingerprint()
     assert all_differ(files, random, FileExamples(paths, None, (4, 2)), files.take([0, 1]))
     before = files.fingerprint()
     os.utime(paths[1], (0, 0))
@@ -59,7 +59,7 @@ def write_shards(tmp_path):
     return write
 
 
-def test_records_are_known_by_their_shards_content_wherever_they_lie(write_shards):
+def test_records_are_identified_by_the_content_of_their_shards(write_shards):
     here, there, other = write_shards("here", 0), write_shards("there", 0), write_shards("other", 1)
     assert here.train.fingerprint() == there.train.fingerprint()
     assert all_differ(
@@ -67,7 +67,7 @@ def test_records_are_known_by_their_shards_content_wherever_they_lie(write_shard
     )
 
 
-def test_mixtures_are_known_by_their_parts_and_shares(examples, write_shards):
+def test_mixtures_are_identified_by_their_parts_and_shares(examples, write_shards):
     records = write_shards("shards", 0).train
 
     def mixed(parts, shares):
@@ -75,7 +75,7 @@ def test_mixtures_are_known_by_their_parts_and_shares(examples, write_shards):
 
     both = mixed([examples, records], (1, 2))
     assert both.fingerprint() == mixed([examples, records], (2, 4)).fingerprint()
-    assert both.center_cropped().fingerprint() == both.fingerprint()
+    assert both.centre_cropped().fingerprint() == both.fingerprint()
     assert all_differ(
         both, mixed([examples, records], (1, 3)), mixed([records, examples], (1, 2)), examples
     )

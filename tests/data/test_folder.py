@@ -1,4 +1,4 @@
-"""Image folders: parts and classes by their folders, nothing dropped without a word."""
+"""Image folders: parts and classes by their folders, every file left out is reported."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from igpt_tf.data import FileExamples, image_folder
 from igpt_tf.errors import InputError
 from igpt_tf.files import list_images
 
-COLORS = {"red": (255, 0, 0), "green": (0, 255, 0)}
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0)}
 
 
 def read_all(source):
@@ -23,8 +23,8 @@ def read_all(source):
 @pytest.fixture
 def labelled(write_images, tmp_path):
     for part, count in (("train", 10), ("test", 2)):
-        for name, color in COLORS.items():
-            write_images(f"{part}/{name}", [np.full((12, 12, 3), color, "uint8")] * count)
+        for name, colour in COLOURS.items():
+            write_images(f"{part}/{name}", [np.full((12, 12, 3), colour, "uint8")] * count)
     return tmp_path
 
 
@@ -36,7 +36,7 @@ def test_class_folders_are_the_labels(labelled):
         assert examples.image_size == (8, 8)
         images, labels = examples.arrays()
         names = [source.class_names[label] for label in labels]
-        np.testing.assert_array_equal(images[:, 0, 0], [COLORS[name] for name in names])
+        np.testing.assert_array_equal(images[:, 0, 0], [COLOURS[name] for name in names])
 
 
 @pytest.mark.parametrize("name", ["valid", "val"])
@@ -175,7 +175,7 @@ def test_images_in_nested_class_folders_belong_to_the_class(write_images, tmp_pa
     np.testing.assert_array_equal(np.bincount(labels), [3, 9])
 
 
-def test_what_is_left_out_is_printed_with_its_reason(write_images, tmp_path, capsys):
+def test_files_left_out_are_printed_with_their_reasons(write_images, tmp_path, capsys):
     images = np.zeros((4, 8, 8, 3), "uint8")
     for ending in ("png", "jpg", "webp", "bmp", "gif"):
         write_images("train", images, ending)

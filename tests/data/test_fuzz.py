@@ -159,7 +159,7 @@ def test_labels_in_two_rows_are_refused(tmp_path):
         (b"", "it is empty"),
     ],
 )
-def test_what_is_no_npz_file_is_called_by_its_kind(tmp_path, content, message):
+def test_a_file_that_is_not_npz_is_refused_with_its_kind(tmp_path, content, message):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         npz(path=str(tmp_path / "a.npz"))

@@ -1,4 +1,4 @@
-"""Claims about mixtures: fair shares, whole epochs, no history."""
+"""Mixtures: exact shares, whole epochs, no history."""
 
 import json
 
@@ -33,7 +33,7 @@ def shown(examples, num_steps, first_step=0, **arguments):
 
 
 @pytest.mark.parametrize("shares", [(1,), (1, 1), (2, 5, 1), (1, 99), (1279, 100_000_000)])
-def test_every_stretch_of_positions_has_each_components_share(shares):
+def test_every_interval_of_positions_has_the_share_of_each_part(shares):
     components, _ = deal(tf.range(5000, dtype=tf.int64), shares)
     for number, share in enumerate(shares):
         dealt = np.concatenate([[0], np.cumsum(components.numpy() == number)])
@@ -41,7 +41,7 @@ def test_every_stretch_of_positions_has_each_components_share(shares):
         assert np.ptp(deviation) < len(shares)
 
 
-def test_the_places_of_a_component_have_no_gaps_and_need_no_history():
+def test_the_numbers_within_a_part_have_no_gaps_and_need_no_history():
     start = 10**10  # far into a run
     positions = tf.range(start, start + 4000, dtype=tf.int64)
     components, places = (x.numpy() for x in deal(positions, (2, 5, 1)))
@@ -51,7 +51,7 @@ def test_the_places_of_a_component_have_no_gaps_and_need_no_history():
     assert (deal(tf.constant([0], tf.int64), (2, 5, 1))[1] == 0).numpy().all()
 
 
-def test_no_image_comes_again_before_all_of_its_component_came():
+def test_no_image_repeats_before_all_images_of_its_part_were_used():
     seen = shown(mixed(), num_steps=60).ravel()
     for first, count in ((0, 7), (100, 30), (200, 4)):
         own = seen[(seen >= first) & (seen < first + count)]
@@ -62,7 +62,7 @@ def test_no_image_comes_again_before_all_of_its_component_came():
         assert len({tuple(epoch) for epoch in epochs}) > 5  # of 4 images there are 24 orders
 
 
-def test_without_shuffling_each_component_comes_in_the_order_stored():
+def test_without_shuffling_each_part_is_in_the_stored_order():
     seen = shown(mixed(), num_steps=3, shuffle=False).ravel()
     np.testing.assert_array_equal(seen[seen >= 200], [200, 201, 202])
     np.testing.assert_array_equal(seen[seen < 100], np.arange(6))
@@ -83,7 +83,7 @@ def test_labels_go_with_their_images():
         np.testing.assert_array_equal(element["labels"], numbers % 100 % 3)
 
 
-def test_a_component_may_lie_in_files_and_a_broken_one_is_named(write_images):
+def test_a_part_may_be_in_files_and_a_damaged_file_is_named(write_images):
     paths = write_images("web", numbered(6, 50).images)
     files = FileExamples(paths, None, (4, 4))
     both = MixedExamples([numbered(7, 0), files], (1, 1), labelled=False)

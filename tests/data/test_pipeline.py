@@ -50,7 +50,7 @@ def test_every_image_is_seen_once_per_epoch(examples):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_neighbours_of_one_epoch_are_strangers_in_the_next():
+def test_neighbours_of_one_epoch_are_not_neighbours_in_the_next():
     size, epochs = 64, 200
     examples = ArrayExamples(np.zeros((size, 1, 1, 3), "uint8"), np.arange(size))
     seen = elements(examples, batch_size=size, num_steps=epochs, augmentation=())
@@ -61,7 +61,7 @@ def test_neighbours_of_one_epoch_are_strangers_in_the_next():
     assert abs(distance - (size + 1) / 3) < 1
 
 
-def test_without_shuffling_images_come_in_the_order_stored(examples):
+def test_without_shuffling_images_are_in_the_stored_order(examples):
     labels = np.concatenate([e["labels"] for e in elements(examples, shuffle=False)])
     np.testing.assert_array_equal(labels, np.arange(48))
 
@@ -146,7 +146,7 @@ def test_evaluations_see_the_centre_of_what_training_crops_at_random(write_image
     files = FileExamples(paths, [0, 1, 2], (16, 16), crop="random")
     mixed = MixedExamples([files, files], (1, 1), labelled=True)
     for examples in (files, mixed):
-        expected = FileExamples(paths, [0, 1, 2], (16, 16), crop="center")
+        expected = FileExamples(paths, [0, 1, 2], (16, 16), crop="centre")
         [centre] = evaluation_batches(expected, batch_size=3).as_numpy_iterator()
         [seen] = evaluation_batches(examples.take(np.arange(3)), batch_size=3).as_numpy_iterator()
         assert_same([seen], [centre])
@@ -163,7 +163,7 @@ def test_a_file_that_breaks_while_training_is_named(write_images, examples):
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_that_is_not_of_a_file_stays_what_it_is(examples):
+def test_an_error_that_is_not_of_a_file_is_raised_unchanged(examples):
     broken = tf.data.Dataset.range(3).map(lambda step: 6 // (step - 1))
     with pytest.raises(tf.errors.InvalidArgumentError):
         list(iterate(broken, examples))

@@ -87,8 +87,8 @@ def test_every_data_set_file_binds_arguments_its_source_has(path):
     name = {"tfds": "tfds_dataset"}.get(path.stem, path.stem)
     lines = path.read_text().splitlines()
     assert f"train.source = @{name}()" in lines
-    rooms = ("train.", "grey_palette.", "load_palette.")  # registered by other rooms
-    own = [line for line in lines if not line.startswith(rooms)]
+    others = ("train.", "grey_palette.", "load_palette.")  # not registered by `data`
+    own = [line for line in lines if not line.startswith(others)]
     try:
         gin.parse_config(own)  # a misspelt name or argument raises
         assert gin.get_bindings(name).get("heldout", 0.1) > 0

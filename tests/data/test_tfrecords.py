@@ -1,4 +1,4 @@
-"""Claims about shards: lossless, random access, restartable, and any damage is named."""
+"""Shards: lossless, random access, restartable, and any damage is named."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_a_random_crop_is_not_frozen_into_shards(write_images, tmp_path):
         directory=str(tmp_path / "photos"), image_size=(4, 4), heldout=0.3, crop="random"
     )
     for mixed in (photos, mixture(sources=[photos, photos])):
-        with pytest.raises(InputError, match="crop='center'"):
+        with pytest.raises(InputError, match="crop='centre'"):
             write_shards(mixed, str(tmp_path / "shards"), images_per_shard=8)
     assert not (tmp_path / "shards").exists()
 

@@ -134,7 +134,7 @@ def test_randomly_cropped_photographs_are_encoded_with_their_centre_crop(tmp_pat
     for path in paths:
         write_png(path, np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8"))
     encoder, folders = features.raw_pixels_encoder(), []
-    for crop in ("center", "random"):
+    for crop in ("centre", "random"):
         examples = FileExamples(paths, [0, 1, 2], (8, 8), crop=crop)
         cached = cached_features(encoder, examples, str(tmp_path / "features"), batch_size=2)
         centres = examples.arrays()[0].reshape(3, -1)

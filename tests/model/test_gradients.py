@@ -1,4 +1,4 @@
-"""Claims about gradients written by hand: they are those of the published formulas."""
+"""Hand-written gradients equal those of the published formulas."""
 
 import numpy as np
 import pytest

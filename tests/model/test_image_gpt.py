@@ -1,4 +1,4 @@
-"""Claims about the network: it computes the published equations, and nothing else."""
+"""The network computes the published equations."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Claims about what saves memory and time without changing the model."""
+"""What saves memory and time without changing the model."""
 
 import keras
 import numpy as np

@@ -60,7 +60,7 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(served):
 
 
 def _refused(monkeypatch, *arguments) -> str:
-    """What `main` says of these flags, as `cli.run` prints it before it exits with 2."""
+    """The message with which `main` rejects these flags; `cli.run` prints it and exits with 2."""
     values = flags.FLAGS.flag_values_dict()
     flags.FLAGS(["playground", *arguments])
     monkeypatch.setattr(playground.runtime, "import_tensorflow", lambda: None)

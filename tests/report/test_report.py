@@ -184,7 +184,7 @@ def test_text_of_files_is_escaped(finished):
     assert HOSTILE in page.svg_text  # level of the linear probe
 
 
-def test_an_unfinished_run_says_what_is_missing(unfinished):
+def test_an_unfinished_run_shows_what_is_missing(unfinished):
     text = parse(write_report(str(unfinished))).text
     assert "unfinished: step 100 of 900" in text
     assert "The end of the run measures the baselines." in text

@@ -74,7 +74,7 @@ def test_the_score_of_a_masked_model_does_not_see_the_pixel_it_predicts(masked, 
     np.testing.assert_allclose(
         score["nats_per_token"], score["surprise"].mean(axis=(1, 2)), rtol=1e-5
     )
-    # All V colors at one pixel: their probabilities add up to 1 if none is seen.
+    # All V colours at one pixel: their probabilities add up to 1 if none is seen.
     tokens = np.repeat(masked.palette.encode(images[:1]), 12, axis=0)
     tokens[:, 7] = np.arange(12)
     variants = masked.palette.decode(tokens, SIZES["image_size"])

@@ -21,8 +21,8 @@ def _model():
     return ImageGPT(image_size=(2, 2), vocabulary_size=4, num_layers=1, hidden_dim=4, num_heads=1)
 
 
-def _write(path, *, step=1, colors=4, model=None):
-    palette, objective = Palette.grey(colors), {"name": "autoregressive"}
+def _write(path, *, step=1, colours=4, model=None):
+    palette, objective = Palette.grey(colours), {"name": "autoregressive"}
     model = model or _model()
     return write_pretrained(model, palette, str(path), objective=objective, data=None, step=step)
 
@@ -87,8 +87,8 @@ def test_a_failure_while_writing_keeps_the_old_model(copy, monkeypatch):
 
 
 def test_a_palette_of_another_size_is_refused(tmp_path):
-    with pytest.raises(InputError, match="colors=5, vocabulary_size=4"):
-        _write(tmp_path / "1", colors=5)
+    with pytest.raises(InputError, match="colours=5, vocabulary_size=4"):
+        _write(tmp_path / "1", colours=5)
     assert not os.listdir(tmp_path)
 
 

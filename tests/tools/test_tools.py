@@ -99,7 +99,7 @@ def test_sgd_file_streams_features_and_is_found_from_any_folder(saved_model, tmp
 
 
 @pytest.mark.parametrize("tool", [linear_probe, low_data])
-def test_cifar10_files_say_where_the_data_come_from(saved_model, tmp_path, tool):
+def test_cifar10_files_state_where_the_data_come_from(saved_model, tmp_path, tool):
     directory = f"cifar10.directory='{tmp_path / 'none'}'"
     config.parse([f"gin/tools/{tool.__name__}_cifar10.gin"], [directory])
     with pytest.raises(InputError, match="cs.toronto.edu"):

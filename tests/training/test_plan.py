@@ -26,7 +26,7 @@ SIZES = {
 }
 XL = {"image_size": (64, 64), "num_layers": 60, "hidden_dim": 3072, "num_heads": 16}
 L = {"image_size": (32, 32), "num_layers": 48, "hidden_dim": 1536, "num_heads": 16}
-DEVICE = planning.Devices(memory=1e9, flops=1e12, utilization=0.5)
+DEVICE = planning.Devices(memory=1e9, flops=1e12, utilisation=0.5)
 
 
 def plan(devices=DEVICE, batch_size=64, optimizer=None, precision="float32", **sizes):
@@ -174,7 +174,7 @@ def test_the_measured_speed_is_plausible():
     assert 1e8 < planning.measure_flops()[0] < 1e16
 
 
-@pytest.mark.parametrize("wrong", [{"memory": 0}, {"flops": -1}, {"utilization": 40}])
+@pytest.mark.parametrize("wrong", [{"memory": 0}, {"flops": -1}, {"utilisation": 40}])
 def test_impossible_devices_are_rejected(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         planning.Devices(**{"memory": 1e9, "flops": 1e12, **wrong})

@@ -98,7 +98,7 @@ def test_dry_run_reads_a_batch(tmp_path):
         run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=True)
 
 
-def test_damaged_best_weights_are_replaced_as_the_message_says(tmp_path):
+def test_damaged_best_weights_are_replaced_as_the_message_states(tmp_path):
     run(tmp_path)
     (tmp_path / "result.json").unlink()
     for path in tmp_path.glob("checkpoints/best/best-*.data*"):
@@ -110,7 +110,7 @@ def test_damaged_best_weights_are_replaced_as_the_message_says(tmp_path):
     assert "train.export = 'last'" in (tmp_path / "operative_config.gin").read_text()
 
 
-def test_non_finite_loss_is_avoided_in_the_same_workdir_as_the_message_says(tmp_path):
+def test_non_finite_loss_is_avoided_in_the_same_workdir_as_the_message_states(tmp_path):
     blown_up = ("build_optimizer.learning_rate = 1e30",)
     with pytest.raises(NonFiniteLoss, match="--gin_param=train.num_rewinds=3"):
         run(tmp_path, *blown_up)

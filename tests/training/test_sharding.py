@@ -104,7 +104,7 @@ def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path):
     ],
 )
 @pytest.mark.slow
-def test_what_shards_do_not_support_is_refused_in_one_line(tmp_path, bindings, message):
+def test_options_that_shards_do_not_support_are_refused_in_one_line(tmp_path, bindings, message):
     four = {**SHARDED, "sharded_strategy.logical_cpus": 4}
     ended = train(tmp_path / "run", bindings={**four, **bindings})
     assert ended.returncode == 2, ended.stderr

@@ -245,7 +245,7 @@ def test_file_in_the_place_of_the_exports_is_named_before_the_first_step(tmp_pat
 
 
 def changed_data():
-    """Twelve images were added, which draws another split."""
+    """Twelve images were added, which changes the random split."""
     return {
         "train": {"num_images": 35, "fingerprint": "cc"},
         "valid": {"num_images": 4, "fingerprint": "dd"},
