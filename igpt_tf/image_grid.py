@@ -14,6 +14,8 @@ _GAP = 0.05  # of an enlarged image's longer side
 _BACKGROUND = 255
 _TEXT_COLOUR = (60, 60, 60)
 _FONT_SIZES = range(13, 7, -1)  # pixels, in the order tried
+_KNOWN_BRIGHTNESS = 128  # pixels of a mask at least this bright are known
+_UNKNOWN = 160  # grey of pixels that are not known
 
 
 def grid(
@@ -86,6 +88,30 @@ def enlarge(images: np.ndarray, scale: int | None = None) -> np.ndarray:
     if scale is None:
         scale = max(1, _MIN_SIDE // max(images.shape[1:3]))
     return images.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def known_pixels(mask: np.ndarray, path: str) -> np.ndarray:
+    """bool[H,W]: where a mask is bright, i.e. which pixels in-painting keeps.
+
+    Args:
+        mask: uint8[H,W,3].
+        path: Its file, for the error.
+
+    Raises:
+        InputError: The mask is bright everywhere.
+    """
+    known = mask.mean(axis=-1) >= _KNOWN_BRIGHTNESS
+    if known.all():
+        raise InputError(
+            "the mask hides nothing: bright pixels are kept, dark pixels are generated. "
+            f"Received: known={path}"
+        )
+    return known
+
+
+def hide_unknown(images: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`images` uint8[N,H,W,3] with the pixels that are not `known` bool[H,W] in grey."""
+    return np.where(known[..., None], images, np.uint8(_UNKNOWN))
 
 
 def write_png(path: str, image: np.ndarray) -> None:

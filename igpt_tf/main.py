@@ -17,14 +17,14 @@ def main() -> None:
     # Imported late, so that a mistyped flag is reported without waiting for TensorFlow.
     runtime.import_tensorflow()
     from igpt_tf.savedmodel.metadata import find, read_metadata
-    from igpt_tf.training import compilation
     from igpt_tf.training.train import train
 
     config.parse_flags()
     initial_model = config.bound("train.initial_model")
     if isinstance(initial_model, str):  # refused before gin builds the source of the images
         read_metadata(find(initial_model))
-    compilation.configure_cpu_threads()
+    if not config.bound("step_options.jit_compile"):  # XLA divides the work itself
+        runtime.use_one_thread_per_op()
     train(workdir=flags.FLAGS.workdir, dry_run=flags.FLAGS.dry_run)
 
 

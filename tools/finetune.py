@@ -28,7 +28,6 @@ def main() -> None:
 
     runtime.import_tensorflow()
     from igpt_tf.evaluation.finetune import finetune
-    from igpt_tf.training import compilation
 
     # As bindings, so that they are part of the configuration that a workdir belongs to.
     own = [
@@ -36,7 +35,8 @@ def main() -> None:
         f"finetune.from_scratch = {flag.from_scratch}",
     ]
     config.parse(config.recipes("finetune", data, flag.gin_file), [*own, *flag.gin_param])
-    compilation.configure_cpu_threads()
+    if not config.bound("step_options.jit_compile"):  # XLA divides the work itself
+        runtime.use_one_thread_per_op()
     finetune(workdir=flag.workdir)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import keras
 
 from igpt_tf.benchmark.worker import Job
-from igpt_tf.benchmark.workloads import VOCABULARY_SIZE, random_tokens
+from igpt_tf.benchmark.workloads import random_tokens
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive
 
@@ -70,12 +70,4 @@ def matmul(job: Job):
 def _build(job: Job) -> ImageGPT:
     if job.precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
-    shape = job.shape
-    return ImageGPT(
-        image_size=(shape.side, shape.side),
-        vocabulary_size=VOCABULARY_SIZE,
-        num_layers=shape.num_layers,
-        hidden_dim=shape.hidden_dim,
-        num_heads=shape.num_heads,
-        remat=job.implementation == "igpt_tf_remat",
-    )
+    return ImageGPT(**job.shape.architecture, remat=job.implementation == "igpt_tf_remat")

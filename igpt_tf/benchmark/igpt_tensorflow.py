@@ -100,15 +100,7 @@ def build(job: Job, one_thread_per_op: bool = False) -> ImageGPT:
     _configure(job)
     if one_thread_per_op:
         runtime.use_one_thread_per_op()
-    shape = job.shape
-    return ImageGPT(
-        image_size=(shape.side, shape.side),
-        vocabulary_size=VOCABULARY_SIZE,
-        num_layers=shape.num_layers,
-        hidden_dim=shape.hidden_dim,
-        num_heads=shape.num_heads,
-        remat=job.implementation == "igpt_tf_remat",
-    )
+    return ImageGPT(**job.shape.architecture, remat=job.implementation == "igpt_tf_remat")
 
 
 def _configure(job: Job) -> None:

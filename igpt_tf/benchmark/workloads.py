@@ -34,6 +34,17 @@ class Shape:
         """Tokens per image T."""
         return self.side**2
 
+    @property
+    def architecture(self) -> dict:
+        """Sizes of the model as arguments of `ImageGPT`."""
+        return {
+            "image_size": (self.side, self.side),
+            "vocabulary_size": VOCABULARY_SIZE,
+            "num_layers": self.num_layers,
+            "hidden_dim": self.hidden_dim,
+            "num_heads": self.num_heads,
+        }
+
     def forward_flops(self) -> int:
         """FLOPs of the matrix products of a forward pass; a multiply-add counts as two.
 

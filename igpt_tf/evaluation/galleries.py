@@ -14,18 +14,16 @@ from igpt_tf.data.decoding import load_images
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.plots import run_name
 from igpt_tf.evaluation.splits import resolve_source
-from igpt_tf.image_grid import grid, write_animation, write_png
+from igpt_tf.image_grid import grid, hide_unknown, known_pixels, write_animation, write_png
 from igpt_tf.sampling.decoding import peak_bytes
 from igpt_tf.sampling.params import PLAIN_SAMPLING, SamplingParams, check_limits, parse_num_given
 from igpt_tf.sampling.sampler import Sampler, run_in_branches
 from igpt_tf.savedmodel.load import SavedModel, load_model
 
-_HIDDEN = 160  # grey of pixels that are not given
 _MAX_FRAMES = 128
 _GIF_COLOURS = 256  # per frame, the grey included
 _BATCH_SIZE = 16  # a larger one is hardly faster, and shows progress less often
 _MEMORY_SHARE = 0.8  # of the available memory, for one batch
-_KNOWN_BRIGHTNESS = 128  # pixels of a mask at least this bright are kept
 
 
 @gin.configurable
@@ -234,27 +232,6 @@ def load_originals(
     return load_images(found[:num_images], model.image_size), note
 
 
-def load_mask(path: str, image_size: tuple[int, int]) -> np.ndarray:
-    """bool[H,W]: where the image file is bright, after resize and centre crop.
-
-    Raises:
-        InputError: The file cannot be read, is smaller than `image_size`, or is bright everywhere.
-    """
-    [mask] = load_images([path], image_size)
-    known = mask.mean(axis=-1) >= _KNOWN_BRIGHTNESS
-    if known.all():
-        raise InputError(
-            "the mask hides nothing: bright pixels are kept, dark pixels are filled. "
-            f"Received: known={path}"
-        )
-    return known
-
-
-def hide(images: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`images` uint8[N,H,W,3] with the pixels that are not `known` bool[H,W] in grey."""
-    return np.where(known[..., None], images, np.uint8(_HIDDEN))
-
-
 def raster_mask(num_given: int, image_size: tuple[int, int]) -> np.ndarray:
     """bool[H,W]: the first `num_given` pixels in raster order."""
     return (np.arange(np.prod(image_size)) < num_given).reshape(image_size)
@@ -274,7 +251,7 @@ def completion_grid(
     completions = completed.reshape(len(originals), -1, *originals.shape[1:])
     num_completions = completions.shape[1]
     rows = np.concatenate(
-        [originals[:, None], hide(originals, known)[:, None], completions], axis=1
+        [originals[:, None], hide_unknown(originals, known)[:, None], completions], axis=1
     )
     numbered = [f"completion {number + 1}" for number in range(num_completions)]
     captions = ["original", "given", *(numbered if num_completions > 1 else ["completion"])]
@@ -289,7 +266,7 @@ def raster_frames(images: np.ndarray, num_given: int = 0) -> Iterator[np.ndarray
     length = int(np.prod(image_size))
     num_frames = min(_MAX_FRAMES, length - num_given) + 1
     for generated in np.linspace(num_given, length, num_frames).round().astype(int):
-        yield grid(hide(images, raster_mask(generated, image_size)))
+        yield grid(hide_unknown(images, raster_mask(generated, image_size)))
 
 
 class _Gallery:
@@ -333,7 +310,8 @@ class _Gallery:
                 "an autoregressive model cannot in-paint, only complete the rows below: pass "
                 f"--num_given. Received: known={mask}, saved_model={self._model.path}"
             )
-        known = load_mask(mask, self._model.image_size)
+        [image] = load_images([mask], self._model.image_size)
+        known = known_pixels(image, mask)
         repeated = originals.repeat(completions, axis=0)
         everywhere = np.broadcast_to(known, repeated.shape[:3])
         completed = self._generate(

@@ -21,7 +21,7 @@ import numpy as np
 
 from igpt_tf import config, files, formatting
 from igpt_tf.errors import InputError
-from igpt_tf.model import ImageGPT, abstract_model, count_parameters
+from igpt_tf.model import ImageGPT, abstract_model
 from igpt_tf.savedmodel.metadata import find, read_metadata
 from igpt_tf.training.plan import measure_flops
 
@@ -231,7 +231,7 @@ def _count(image_size, vocabulary_size, num_layers, hidden_dim, num_heads) -> in
             num_heads=num_heads,
         )
 
-    return count_parameters(lambda: abstract_model(build))
+    return abstract_model(build).count_params()
 
 
 def _shard_slice(shard: str) -> slice:

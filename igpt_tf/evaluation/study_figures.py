@@ -1,7 +1,7 @@
 """Figures of a study: loss over compute, probe over loss, accuracy over depth, both objectives."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,15 +34,7 @@ def write_figures(workdir: str, report: dict) -> None:
 def loss_over_compute(path: str, rows: Sequence[dict], fit: dict | None) -> None:
     """Held-out loss over training FLOPs, a line per size, with the fitted optimum per budget."""
     with open_figure(path) as (_, axes):
-        for colour, (size, own) in zip(_COLOURS, _by_size(rows), strict=False):
-            own = sorted(own, key=lambda row: row["flops"])
-            axes.plot(
-                [row["flops"] for row in own],
-                [row["valid_nats_per_token"] for row in own],
-                "o-",
-                color=colour,
-                label=f"{size}: {own[0]['parameters']:,} weights",
-            )
+        _plot_sizes(axes, rows, "flops", lambda row: row["valid_nats_per_token"])
         if fit:
             budgets = np.geomspace(*_range([row["flops"] for row in rows]), 30)
             label = f"fit: optimum per budget (alpha {fit['alpha']:.2f}, beta {fit['beta']:.2f})"
@@ -57,15 +49,7 @@ def loss_over_compute(path: str, rows: Sequence[dict], fit: dict | None) -> None
 def probe_over_loss(path: str, rows: Sequence[dict]) -> None:
     """Probe accuracy of the best layer over the loss, as in the paper's figure 3."""
     with open_figure(path) as (_, axes):
-        for colour, (size, own) in zip(_COLOURS, _by_size(rows), strict=False):
-            own = sorted(own, key=lambda row: row["valid_nats_per_token"])
-            axes.plot(
-                [row["valid_nats_per_token"] for row in own],
-                [100 * row["probe_accuracy"] for row in own],
-                "o-",
-                color=colour,
-                label=f"{size}: {own[0]['parameters']:,} weights",
-            )
+        _plot_sizes(axes, rows, "valid_nats_per_token", _probe_percent)
         axes.axhline(
             100 * rows[0]["raw_pixels_accuracy"], ls=":", color="#8a8a8a", label="raw pixels"
         )
@@ -101,20 +85,32 @@ def objectives_compared(path: str, rows: Sequence[dict]) -> None:
         styles = {"autoregressive": "o-", "masked": "s--"}
         for objective in sorted({row["objective"] for row in rows}):
             probed = [r for r in rows if r["objective"] == objective and "probe_accuracy" in r]
-            for colour, (size, own) in zip(_COLOURS, _by_size(probed), strict=False):
-                own = sorted(own, key=lambda row: row["flops"])
-                axes.plot(
-                    [row["flops"] for row in own],
-                    [100 * row["probe_accuracy"] for row in own],
-                    styles.get(objective, "d:"),
-                    color=colour,
-                    label=f"{size}, {_TITLES.get(objective, objective)}",
-                )
+            style, title = styles.get(objective, "d:"), _TITLES.get(objective, objective)
+            _plot_sizes(axes, probed, "flops", _probe_percent, style, "{size}, " + title)
         axes.set_xscale("log")
         axes.set_xlabel("training FLOPs")
         axes.set_ylabel("accuracy of the best layer (%)")
         axes.set_title("Linear probe by objective")
         axes.legend(frameon=False, fontsize=8)
+
+
+def _plot_sizes(
+    axes,
+    rows: Sequence[dict],
+    x: str,
+    y: Callable[[dict], float],
+    style: str = "o-",
+    label: str = "{size}: {parameters:,} weights",
+) -> None:
+    """Plots `y` of the cells over their number `x`, a line per size."""
+    for colour, (_, own) in zip(_COLOURS, _by_size(rows), strict=False):
+        own = sorted(own, key=lambda row: row[x])
+        points = [row[x] for row in own], [y(row) for row in own]
+        axes.plot(*points, style, color=colour, label=label.format(**own[0]))
+
+
+def _probe_percent(row: dict) -> float:
+    return 100 * row["probe_accuracy"]
 
 
 def _by_size(rows: Sequence[dict]) -> list[tuple[str, list[dict]]]:

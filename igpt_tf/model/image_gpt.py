@@ -1,6 +1,5 @@
 """Image GPT: a GPT over the palette tokens of an image, in raster order."""
 
-import math
 from collections.abc import Callable
 
 import gin
@@ -292,8 +291,3 @@ def abstract_model(build: Callable[[], ImageGPT]) -> ImageGPT:
     """Returns the model that `build()` builds, with shapes but without storage for its weights."""
     with keras.StatelessScope(initialize_variables=False):
         return build()
-
-
-def count_parameters(build: Callable[[], ImageGPT]) -> int:
-    """Returns the number of weights of the model that `build()` builds, without allocating them."""
-    return sum(math.prod(variable.shape) for variable in abstract_model(build).weights)

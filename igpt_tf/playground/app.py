@@ -18,9 +18,9 @@ from PIL import Image
 from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 
 from igpt_tf.errors import InputError
+from igpt_tf.files import MAX_FILE_BYTES
 from igpt_tf.playground import requests
 from igpt_tf.playground.backends import Backend, HeldOutImages
-from igpt_tf.sampling.params import MAX_FILE_BYTES
 from igpt_tf.serving.transports import ServerError
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")  # as browsers write them

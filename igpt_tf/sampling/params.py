@@ -7,7 +7,6 @@ TensorFlow.
 import dataclasses
 
 from igpt_tf.errors import InputError
-from igpt_tf.files import MAX_FILE_BYTES, MAX_FILE_PIXELS  # noqa: F401  (limits of a request too)
 
 MAX_IMAGES = 4096  # per request
 _MAX_INT32 = 2**31 - 1

@@ -11,12 +11,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from igpt_tf.sampling.params import (
-    MAX_FILE_BYTES,
-    MAX_FILE_PIXELS,
-    MAX_IMAGES,
-    PLAIN_SAMPLING,
-)
+from igpt_tf.files import MAX_FILE_BYTES, MAX_FILE_PIXELS
+from igpt_tf.sampling.params import MAX_IMAGES, PLAIN_SAMPLING
 
 DEFAULT = "serving_default"  # answers as `default_signature` of the model
 

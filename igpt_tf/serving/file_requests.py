@@ -14,13 +14,12 @@ import numpy as np
 
 from igpt_tf import files, formatting, runtime
 from igpt_tf.errors import InputError
-from igpt_tf.image_grid import enlarge, grid, write_png
-from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_IMAGES, SamplingParams, parse_num_given
+from igpt_tf.image_grid import enlarge, grid, hide_unknown, known_pixels, write_png
+from igpt_tf.sampling.params import MAX_IMAGES, SamplingParams, parse_num_given
 from igpt_tf.serving.client import Client
 from igpt_tf.serving.transports import RequestRefused
 
 _NUM_NAMED = 3  # files left out that an error names
-_UNKNOWN_GREY = 160
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +136,7 @@ def inpaint(
         num_rounds: Number of forward passes.
         params: Sampling parameters, as in `complete`.
     """
-    mask = _decode(known, client.image_size).mean(axis=-1) >= 128
-    if mask.all():
-        raise InputError(
-            "the mask hides nothing: bright pixels are kept, dark pixels are generated. "
-            f"Received: known={known}"
-        )
+    mask = known_pixels(_decode(known, client.image_size), known)
     request = _DecodedFiles(client, images)
     masks = np.repeat(mask[None], len(request.images), axis=0)
     answer = request.keep(client.inpaint(request.images, masks, params, num_rounds))
@@ -155,7 +149,7 @@ def inpaint(
     }
     _write_json(workdir, "inpaint", request.report, content)
     _write_each(workdir, "inpaint", answer["images"], params, request.kept)
-    shown = np.where(mask[..., None], request.kept_images, np.uint8(_UNKNOWN_GREY))
+    shown = hide_unknown(request.kept_images, mask)
     _write_rows(workdir, "inpaint", request.kept_images, shown, answer["images"])
     summary = f"{len(request.kept)} images in-painted, {mask.sum()} of {mask.size} pixels known"
     return dataclasses.replace(request.report, summary=summary)
@@ -268,13 +262,13 @@ def read_image_file(path: str) -> bytes:
     """
     try:
         num_bytes = os.path.getsize(path)
-        if not 0 < num_bytes <= MAX_FILE_BYTES:
+        if not 0 < num_bytes <= files.MAX_FILE_BYTES:
             raise InputError(
-                f"an image file must have 1 to {MAX_FILE_BYTES} bytes. "
+                f"an image file must have 1 to {files.MAX_FILE_BYTES} bytes. "
                 f"Received: bytes={num_bytes}, path={path}"
             )
         with open(path, "rb") as file:
-            return file.read(MAX_FILE_BYTES)
+            return file.read(files.MAX_FILE_BYTES)
     except OSError as error:
         raise InputError(
             f"an image file cannot be read ({error.strerror}). Received: path={path}"

@@ -20,22 +20,13 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from igpt_tf import config, runtime
+from igpt_tf import runtime
 from igpt_tf.model import ImageGPT
 from igpt_tf.model.gradients import elementwise_compiler
 from igpt_tf.training import strategies
 
 # Positions of a microbatch per core: never slower than the whole share, up to 3 % faster.
 _POSITIONS_PER_CORE = 1024
-
-
-def configure_cpu_threads() -> None:
-    """Gives each CPU operation one thread, unless XLA compiles the step.
-
-    Call it after the configuration is parsed and before the first operation.
-    """
-    if not config.bound("step_options.jit_compile"):
-        runtime.use_one_thread_per_op()
 
 
 class Compilation:

@@ -159,7 +159,7 @@ def plan_run(
             f"devices={devices.count}"
         )
     return {
-        "parameters": count_parameters(model),
+        "parameters": model.count_params(),
         "batch_size": batch_size,
         "num_steps": num_steps,
         "precision": precision,
@@ -191,11 +191,6 @@ def _plan_setting(model, optimizer, devices, batch_size, num_steps, precision, r
     }
 
 
-def count_parameters(model: ImageGPT) -> int:
-    """Number of weights."""
-    return sum(math.prod(weight.shape) for weight in model.weights)
-
-
 def state_bytes(
     model: ImageGPT,
     optimizer: keras.optimizers.Optimizer,
@@ -218,8 +213,8 @@ def state_bytes(
     }
     if devices.sharded:
         size = 2 if precision == "mixed_bfloat16" else 4
-        block = sum(math.prod(weight.shape) for weight in model.blocks[0].weights)
-        gathered = block if remat else count_parameters(model)
+        block = model.blocks[0].count_params()
+        gathered = block if remat else model.count_params()
         state["gathered_weights"] = size * gathered
         state["gathered_gradients"] = size * block  # of one block, before they are divided
     elif precision == "mixed_bfloat16":
@@ -275,7 +270,7 @@ def _received_bytes(model, devices: Devices, precision: str, remat: bool, steps:
         return 0
     size = 2 if precision == "mixed_bfloat16" else 4
     exchanges = steps * (3 if remat else 2)
-    return exchanges * size * count_parameters(model) * (devices.count - 1) // devices.count
+    return exchanges * size * model.count_params() * (devices.count - 1) // devices.count
 
 
 def flops_per_image(model: ImageGPT, remat: bool) -> float:

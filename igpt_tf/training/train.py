@@ -16,7 +16,7 @@ from igpt_tf.data.augmentation import Augmentation
 from igpt_tf.data.input_pipeline import InputPipeline, subset
 from igpt_tf.errors import InputError, check_choice
 from igpt_tf.formatting import table
-from igpt_tf.model import ImageGPT, abstract_model, count_parameters
+from igpt_tf.model import ImageGPT, abstract_model
 from igpt_tf.objectives import Objective
 from igpt_tf.palette import Palette
 from igpt_tf.savedmodel.write import write_pretrained
@@ -315,7 +315,7 @@ def _plan(abstract: ImageGPT, source: Source, num_steps: int, batch_size: int) -
     height, width = source.image_size
     return (
         f"{source.name}: {len(source.train):,} training and {len(source.valid):,} held-out images "
-        f"of {height}x{width}; {count_parameters(lambda: abstract):,} weights, "
+        f"of {height}x{width}; {abstract.count_params():,} weights, "
         f"{abstract.num_layers} layers of width {abstract.hidden_dim}; "
         f"{num_steps:,} steps of {batch_size}"
     )

@@ -14,20 +14,13 @@ import tensorflow as tf
 from igpt_tf.benchmark import benchmark, openai_graph, rounds, workloads
 from igpt_tf.benchmark.worker import Job, timed
 from igpt_tf.errors import InputError
-from igpt_tf.model import ImageGPT, count_parameters
+from igpt_tf.model import ImageGPT
 
 TITLE = "training step, smallest"
 
 
 def model_of(shape, causal):
-    return ImageGPT(
-        image_size=(shape.side, shape.side),
-        vocabulary_size=workloads.VOCABULARY_SIZE,
-        num_layers=shape.num_layers,
-        hidden_dim=shape.hidden_dim,
-        num_heads=shape.num_heads,
-        causal=causal,
-    )
+    return ImageGPT(**shape.architecture, causal=causal)
 
 
 def operations(graph):
@@ -80,7 +73,7 @@ def test_the_torch_gpt_has_exactly_as_many_weights():
 
     job = Job("torch_gpt", "train", workloads.SMALLEST, 1, "float32", 1)
     theirs = sum(weight.numel() for weight in torch_gpt.build(job).parameters())
-    assert theirs == count_parameters(lambda: model_of(workloads.SMALLEST, causal=True))
+    assert theirs == model_of(workloads.SMALLEST, causal=True).count_params()
 
 
 def test_the_published_graph_computes_the_same_network():

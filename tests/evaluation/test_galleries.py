@@ -9,6 +9,7 @@ from PIL import Image
 
 from igpt_tf import image_grid, runtime
 from igpt_tf.data import digits
+from igpt_tf.data.decoding import load_images
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import galleries
 from igpt_tf.sampling.decoding import peak_bytes
@@ -104,7 +105,8 @@ def test_masked_model_inpaints_the_dark_pixels_of_a_mask(masked_model, tmp_path)
     mask = np.full((16, 16, 3), 255, "uint8")
     mask[4:12, 4:12] = 0
     image_grid.write_png(str(tmp_path / "mask.png"), mask)
-    known = galleries.load_mask(str(tmp_path / "mask.png"), (8, 8))
+    [small] = load_images([str(tmp_path / "mask.png")], (8, 8))
+    known = image_grid.known_pixels(small, "mask.png")
     assert known.sum() == 48 and not known[2:6, 2:6].any()
     galleries.sample(
         saved_model=masked_model.path,
@@ -139,13 +141,15 @@ def test_masked_model_refuses_what_only_raster_order_can_do(
         galleries.sample(saved_model=masked_model.path, workdir=str(tmp_path), **arguments)
 
 
-def test_masks_are_refused_by_autoregressive_models_and_if_they_hide_nothing(model, tmp_path):
+def test_masks_are_refused_by_autoregressive_models_and_if_they_hide_nothing(
+    model, masked_model, tmp_path
+):
     image_grid.write_png(str(tmp_path / "white.png"), np.full((8, 8, 3), 255, "uint8"))
     mask = str(tmp_path / "white.png")
     with pytest.raises(InputError, match="cannot in-paint"):
         galleries.sample(saved_model=model.path, workdir=str(tmp_path), known=mask)
     with pytest.raises(InputError, match="hides nothing"):
-        galleries.load_mask(mask, (8, 8))
+        galleries.sample(saved_model=masked_model.path, workdir=str(tmp_path), known=mask)
 
 
 def test_row_of_completions_starts_with_the_original_and_the_given_pixels():

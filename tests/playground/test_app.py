@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from igpt_tf.data import source_from_description
+from igpt_tf.files import MAX_FILE_BYTES, MAX_FILE_PIXELS
 from igpt_tf.playground import requests
 from igpt_tf.playground.app import create_app, create_server
 from igpt_tf.playground.backends import LocalModel, ServedModel
-from igpt_tf.sampling.params import MAX_FILE_BYTES, MAX_FILE_PIXELS
 from igpt_tf.serving.client import Client
 from igpt_tf.serving.transports import Rest, ServerAddress
 from tests.serving import exported, standin

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from igpt_tf.errors import InputError
-from igpt_tf.sampling.params import MAX_FILE_BYTES, SamplingParams
+from igpt_tf.files import MAX_FILE_BYTES
+from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.savedmodel.load import SavedModel
 from igpt_tf.serving import file_requests
 from igpt_tf.serving.client import Client
