@@ -4,8 +4,8 @@ Gin alone accepts values of any type and ignores bindings that no function reads
 
 * gin files are found from any folder, and an error names the file and the line;
 * a misspelt name is refused with the closest one that exists;
-* values, and what a call such as `@digits()` returns, are held against the type annotation of their
-  parameter, and numbers against the range of their name;
+* values, and what a call such as `@digits()` returns, are checked against the type annotation of
+  their parameter, and numbers against the range of their name;
 * `refuse_unread_bindings` refuses what no function has read.
 
 A gin file is code: `import` statements in it are executed.
@@ -147,7 +147,7 @@ def recipes(tool: str, data: dict | None, given: Sequence[str]) -> list[str]:
 def refuse_unread_bindings() -> None:
     """Refuses bindings that no function has read, which gin itself ignores.
 
-    To be called once everything that gin configures has been built.
+    Call it once everything that gin configures has been built.
 
     Raises:
         InputError: Names the unread bindings.
@@ -380,7 +380,7 @@ def _shipped_gin_files() -> list[str]:
 
 
 def _refuse_cycles(names: Sequence[str]) -> None:
-    """Refuses macros and calls that need themselves. Raises: InputError: names the cycle."""
+    """Refuses macros and calls that refer to themselves. Raises: InputError: names the cycle."""
     values = {}
     for name in names:
         values.setdefault(_key_of(name), {})[name.rpartition(".")[2]] = _query(name)

@@ -179,7 +179,7 @@ def list_folder(folder: str) -> ImageListing:
             elif entry.is_dir():
                 visit(name)
             elif not entry.is_file():
-                left_out["no regular file, or a broken link"].append(name)
+                left_out["not a regular file, or a broken link"].append(name)
             elif entry.name.lower().endswith(IMAGE_ENDINGS):
                 images.append(name)
             else:
@@ -199,7 +199,7 @@ def list_images(paths: Sequence[str]) -> list[str]:
         Paths of files, in the order of `paths`, those of a folder sorted.
 
     Raises:
-        InputError: A path does not exist or is no file, or a folder holds no images.
+        InputError: A path does not exist or is not a file, or a folder holds no images.
 
     Example:
         list_images(["photos", "more/cat.png"])
@@ -217,7 +217,7 @@ def list_images(paths: Sequence[str]) -> list[str]:
         elif os.path.isfile(path):
             found.append(path)
         else:
-            problem = "it is no regular file" if os.path.exists(path) else "No such file"
+            problem = "it is not a regular file" if os.path.exists(path) else "No such file"
             raise InputError(f"an image file cannot be read ({problem}). Received: file={path}")
     return found
 

@@ -554,7 +554,7 @@ def _resize(image, orientation, is_transposed, image_size, crop, background) -> 
 def _area_resize(image, corner, sides, wanted, background) -> tf.Tensor:
     """Resizes a box of an image; each new pixel is the mean over its area.
 
-    In bands of about `_BAND` pixels (or of one new row), so that no large image exists as floats.
+    Works in bands of about `_BAND` pixels or one new row: no large image is held as floats.
 
     Args:
         image: uint8[h,w,C], C = 3, or 4 with the opacity.

@@ -17,7 +17,7 @@ _VARIABLES = {_INK: "ink", _SOFT: "soft", _RULE: "rule", _CARD: "card"}
 _VARIABLES |= {colour: f"c{index}" for index, colour in enumerate(_SERIES)}
 _STYLE = {
     "svg.fonttype": "none",  # text remains text: it can be selected and follows the page's font
-    "text.parse_math": False,  # a "$" in a file name is no formula
+    "text.parse_math": False,  # a "$" in a file name is not a formula
     "font.size": 12,
     "font.sans-serif": ["DejaVu Sans"],
     "text.color": _INK,

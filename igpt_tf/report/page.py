@@ -272,7 +272,7 @@ def _model_card(run: RunFolder) -> list[dict]:
     if metadata["score"] == "pseudo-likelihood":
         limits.append("Its scores are pseudo-likelihoods, which compare only with each other.")
     if metadata["task"]:
-        limits.append("It assigns one of its classes to every image, also to images of none.")
+        limits.append("It assigns one of its classes to every image, even if none applies.")
     return [{"kind": "pairs", "rows": rows}, {"kind": "points", "lines": limits}]
 
 

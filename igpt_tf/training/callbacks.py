@@ -119,7 +119,7 @@ class Callback:
 class Progress(Callback):
     """Shows a progress bar and writes the training loss and the speed.
 
-    To be the first of the callbacks that take time: the time of those after it is not counted.
+    Place it first among the callbacks that take time: the time of later ones is not counted.
 
     Args:
         log_every: Period of the written numbers in steps.

@@ -115,8 +115,8 @@ class Checkpoints:
     def keep_if_best(self, step: int, loss: float) -> None:
         """Writes the weights as `best-STEP` if the held-out loss is the lowest so far."""
         if loss < self.best_loss:
-            # Written before it is named, and others removed last: at every moment the weights that
-            # a checkpoint names are on disk.
+            # The file is written before it is named, and old ones are removed last, so that the
+            # weights that a checkpoint names are always on disk.
             self._weights.write(_best_path(self._write_to, step))
             self._best_step.assign(step)
             self._best_loss.assign(loss)
@@ -184,7 +184,7 @@ def _paths(folder: str, name: str = "ckpt") -> list[str]:
 
 
 def _remove(path: str) -> None:
-    """Removes a checkpoint. The index goes first: without it the other files are no checkpoint."""
+    """Removes a checkpoint. The index goes first: without it the rest is ignored."""
     os.remove(f"{path}.index")
     for part in glob.glob(glob.escape(path) + ".data-*"):
         os.remove(part)
