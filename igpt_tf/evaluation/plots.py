@@ -8,6 +8,7 @@ import numpy as np
 
 from igpt_tf import files
 from igpt_tf.evaluation.splits import SPLIT_TITLES
+from igpt_tf.savedmodel import shipped
 
 _MODEL_COLOUR = "#1f5fa8"
 _OTHER_COLOURS = ("#b5651d", "#6b8e23", "#8a8a8a", "#8e4585", "#2a9d8f")
@@ -16,7 +17,7 @@ _MAX_NAMED_CLASSES = 30  # for which names and numbers fit into a confusion matr
 
 
 def run_name(report: dict) -> str:
-    """Name of the model of a report, for titles: "runs/digits, step 1,400".
+    """Name of the model of a report, for titles: "runs/digits, step 1,400" or "digits, step 1,400".
 
     Args:
         report: Has "saved_model", a path, and may have "step".
@@ -24,6 +25,7 @@ def run_name(report: dict) -> str:
     path = os.path.normpath(report["saved_model"])
     if os.path.basename(os.path.dirname(path)) == "export":
         path = os.path.dirname(os.path.dirname(path)) or path
+    path = shipped.name_of(path) or path
     return path + (f", step {report['step']:,}" if report.get("step") else "")
 
 

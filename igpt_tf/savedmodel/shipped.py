@@ -40,8 +40,7 @@ def export(name: str) -> str:
         InputError: The cache folder cannot be written.
     """
     folder = MODELS[name]
-    cache = os.path.expanduser(os.environ.get("IGPT_CACHE") or os.path.join("~", ".cache/igpt_tf"))
-    cache = os.path.abspath(os.path.join(cache, name))
+    cache = _cache_folder(name)
     path = os.path.join(cache, _fingerprint(folder))
     if os.path.isdir(path):
         return path
@@ -64,6 +63,12 @@ def export(name: str) -> str:
     return path
 
 
+def name_of(path: str) -> str | None:
+    """Returns the name of the model whose SavedModel, from the cache, lies there, or None."""
+    folder = os.path.dirname(os.path.abspath(path))
+    return next((name for name in MODELS if folder == _cache_folder(name)), None)
+
+
 def store(path: str, folder: str) -> None:
     """Stores a pretrained SavedModel as one of the package's models.
 
@@ -83,6 +88,11 @@ def store(path: str, folder: str) -> None:
         file.write(save({**tensors, _PALETTE: palette.centroids}))
     stored = {field: metadata[field] for field in _STORED}
     files.write_json(os.path.join(folder, _METADATA), stored)
+
+
+def _cache_folder(name: str) -> str:
+    cache = os.path.expanduser(os.environ.get("IGPT_CACHE") or os.path.join("~", ".cache/igpt_tf"))
+    return os.path.abspath(os.path.join(cache, name))
 
 
 def _write_saved_model(folder: pathlib.Path, path: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import igpt_tf
 from igpt_tf.data import source_from_description
 from igpt_tf.errors import InputError
+from igpt_tf.evaluation.plots import run_name
 from igpt_tf.savedmodel import shipped
 from igpt_tf.savedmodel.load import SavedModel
 from igpt_tf.savedmodel.metadata import find
@@ -40,6 +41,7 @@ def test_the_saved_model_of_a_name_is_written_once_and_samples(pretrained, cache
     written = os.stat(path).st_ino
     assert find("digits") == path and os.stat(path).st_ino == written
     assert os.listdir(cache / "digits") == [os.path.basename(path)]
+    assert run_name({"saved_model": path, "step": 1400}) == "digits, step 1,400"
     images = SavedModel("digits").signature("sample")(num_images=2, seed=3)["images"]
     np.testing.assert_array_equal(images, igpt_tf.sample(pretrained, 2, seed=3))
 
