@@ -77,7 +77,8 @@ def objective_from_config(config: dict) -> Objective:
     arguments = {key: value for key, value in config.items() if key != "name"}
     if config.get("name") not in _OBJECTIVES:
         raise InputError(
-            f"unknown objective; choose one of {', '.join(sorted(_OBJECTIVES))}. Received: {config}"
+            f"unknown objective; there are {', '.join(sorted(_OBJECTIVES))}. For one of your own, "
+            f"import its module: --gin_param='import MODULE'. Received: {config}"
         )
     try:
         return _OBJECTIVES[config["name"]](**arguments)
