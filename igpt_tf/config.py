@@ -11,6 +11,7 @@ Gin alone accepts values of any type and ignores bindings that no function reads
 A gin file is code: `import` statements in it are executed.
 """
 
+import ast
 import collections.abc
 import difflib
 import graphlib
@@ -217,6 +218,26 @@ def operative_text() -> str:
 def operative_markdown() -> str:
     """`operative_text` for TensorBoard's text tab."""
     return gin.markdown(gin.operative_config_str())
+
+
+def hyperparameters() -> dict[str, bool | int | float | str]:
+    """The configuration in force by name, defaults included, without `intervals`.
+
+    Numbers and strings as they are, everything else as gin text.
+    """
+    return {
+        name: _plain_value(text)
+        for name, text in parse_bindings(gin.operative_config_str()).items()
+        if not name.startswith("intervals.")
+    }
+
+
+def _plain_value(text: str) -> bool | int | float | str:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # a reference such as @masked()
+        return text
+    return value if isinstance(value, (bool, int, float, str)) else text
 
 
 def _is_bound(name: str) -> bool:

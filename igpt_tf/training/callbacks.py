@@ -117,7 +117,7 @@ class Callback:
 
 
 class Progress(Callback):
-    """Shows a progress bar and writes the training loss and the speed.
+    """Shows a progress bar; writes the training loss, learning rate, gradient norm and speed.
 
     Place it first among the callbacks that take time: the time of later ones is not counted.
 
@@ -126,6 +126,7 @@ class Progress(Callback):
         every: Steps per call.
         title: Title of the progress bar.
         loss_name: Name of the loss in the summaries.
+        peak_images_per_second: See `training.utilization`; None leaves out the utilization.
     """
 
     def __init__(
@@ -135,11 +136,13 @@ class Progress(Callback):
         every: int = 1,
         title: str = "pretrain",
         loss_name: str = "nats_per_token",
+        peak_images_per_second: float | None = None,
     ):
         self.every = every
         self._log_every = log_every
         self._title = title
         self._loss_name = loss_name
+        self._peak_images_per_second = peak_images_per_second
         self._bar = None
 
     def on_train_begin(self, loop):
@@ -188,20 +191,43 @@ class Progress(Callback):
         if speeds:
             shown["images/s"] = f"{speeds['images_per_second']:.1f}"
         self._bar.set_postfix({**shown, "GB": f"{memory:.1f}"})
-        loop.summaries.scalars(
-            loop.step, "train", **speeds, peak_memory_gb=memory, **{self._loss_name: loss}
-        )
+        values = {**speeds, "peak_memory_gb": memory, self._loss_name: loss}
+        values["learning_rate"] = loop.trainer.learning_rate()
+        norm = float(loop.trainer.gradient_norm)
+        if math.isfinite(norm):
+            values["gradient_norm"] = norm
+        loop.summaries.scalars(loop.step, "train", **values)
 
     def _speeds(self, loop) -> dict[str, float]:
         if not self._num_calls:
             return {}
         seconds = max(self._seconds, 1e-9)
         speed = loop.trainer.batch_size * self.every * self._num_calls / seconds
-        return {
+        speeds = {
             "images_per_second": speed,
             "tokens_per_second": speed * math.prod(loop.trainer.model.image_size),
             "data_wait": self._data_seconds / seconds,
         }
+        if self._peak_images_per_second:
+            speeds["model_flops_utilization"] = speed / self._peak_images_per_second
+        return speeds
+
+
+class Baselines(Callback):
+    """Shows baselines as constant lines beside the held-out loss.
+
+    Args:
+        nats_per_token: Loss of each baseline by name, see `token_baselines`.
+    """
+
+    chief_only = True
+
+    def __init__(self, nats_per_token: dict[str, float]):
+        self._nats_per_token = nats_per_token
+
+    def on_train_begin(self, loop):
+        for name, nats in self._nats_per_token.items():
+            loop.summaries.baseline(name, nats, loop.num_steps)
 
 
 class Evaluate(Callback):
@@ -401,6 +427,7 @@ class OnlineProbe(Callback):
         loop.summaries.scalars(
             loop.step, "valid", probe_accuracy=accuracies[best], probe_layer=best
         )
+        loop.summaries.layer_accuracies(loop.step, accuracies)
 
     def _layer_features(self, tokens: np.ndarray) -> np.ndarray:
         """int32[N,T] -> float32[L+1,N,D]."""

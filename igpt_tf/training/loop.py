@@ -119,6 +119,7 @@ class TrainingLoop:
             self.workdir.file("summaries"), self.workdir.file("metrics.jsonl"), self.step
         )
         self.summaries.text("config", config.operative_markdown())
+        self.summaries.hyperparameters(config.hyperparameters())
         try:
             for callback in self._callbacks:
                 callback.on_train_begin(self)

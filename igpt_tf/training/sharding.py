@@ -12,6 +12,7 @@ Models", stage 3; tensorflow.org/guide/dtensor_overview.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
@@ -45,6 +46,10 @@ class ShardedTrainer:
         weights: Weights to evaluate, "trained" or "averaged".
         gradient_accumulation_steps, clip_norm, jit_compile, steps_per_execution: See `StepOptions`.
 
+    Attributes:
+        gradient_norm: Global norm of the gradient of the last step, before clipping, float32[]. NaN
+            without `clip_norm`: the sum over the devices, weight by weight, would slow the step.
+
     Raises:
         InputError: An option is not supported with shards.
     """
@@ -74,6 +79,7 @@ class ShardedTrainer:
         self.clip_norm = clip_norm
         self.steps_per_execution = 1
         self.num_microbatches = gradient_accumulation_steps or 1
+        self.gradient_norm = math.nan
         self._averages = weights == "averaged"
         with keras.StatelessScope(initialize_variables=False):
             self.model = build_model()
@@ -113,7 +119,8 @@ class ShardedTrainer:
             nats_per_token float32[]: mean over the global batch before the step.
         """
         step = self._iterations.read_value()
-        loss = self._compiled_step(self._microbatches(batch), step)
+        loss, norm = self._compiled_step(self._microbatches(batch), step)
+        self.gradient_norm = math.nan if norm is None else local_value(norm)
         # Separate calls: DTensor does not keep the order of two updates of a variable in a graph.
         self._iterations.assign_add(1)
         if self.optimizer.weight_decay is not None or self._average:
@@ -132,18 +139,24 @@ class ShardedTrainer:
         }
 
     @tf.function(autograph=False)
-    def _compiled_step(self, microbatches: dict, step: tf.Tensor) -> tf.Tensor:
+    def _compiled_step(self, microbatches: dict, step: tf.Tensor):
+        """Loss float32[], and the gradient's norm float32[] before clipping or None."""
         loss, gradients = self._loss_and_gradients({k: x[0] for k, x in microbatches.items()})
         for i in range(1, self.num_microbatches):
             more = self._loss_and_gradients({k: x[i] for k, x in microbatches.items()})
             loss = loss + more[0]
             gradients = [a + b for a, b in zip(gradients, more[1], strict=True)]
+        norm = None
         if self.clip_norm is not None:
             norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)
             gradients = [gradient * factor for gradient in gradients]
         self._apply(gradients, step)
-        return loss
+        return loss, norm
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self.optimizer.rate_at(local_value(self._iterations.read_value())))
 
     def _loss_and_gradients(self, batch: dict):
         paths = list(self._weights)

@@ -1,15 +1,65 @@
 """What a run records: TensorBoard events and `metrics.jsonl`."""
 
+import contextlib
 import errno
 import json
 import os
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
 
 from igpt_tf import files
 from igpt_tf.errors import InputError
+
+# Name in `metrics.jsonl` -> (tag, description in Markdown) in TensorBoard, which groups tags by
+# what precedes the slash. Other names are their own tags.
+TAGS = {
+    "nats_per_token": (
+        "loss/nats_per_token",
+        "Mean negative log-likelihood per token, in nats; of masked models per masked token. "
+        "`train`: mean of the batches since the last point. `valid`: of the held-out images. "
+        "Runs `valid_baseline_*`: held-out loss of predictors that ignore the rest of the image.",
+    ),
+    "loss": ("loss/objective", "Loss that fine-tuning minimises, in nats."),
+    "class_nats": ("loss/class_nats", "Held-out cross-entropy of the classes, in nats per image."),
+    "accuracy": ("classification/accuracy", "Held-out accuracy of the classifier."),
+    "images_per_second": (
+        "speed/images_per_second",
+        "Training images per second, over all devices; evaluations and checkpoints do not count.",
+    ),
+    "tokens_per_second": ("speed/tokens_per_second", "Images per second times tokens per image."),
+    "model_flops_utilization": (
+        "speed/model_flops_utilization",
+        "Floating-point operations that the model needs per second, without those of `remat`, as a "
+        "fraction of the devices' peak. Only on GPUs whose peak is known.",
+    ),
+    "data_wait": (
+        "speed/data_wait",
+        "Fraction of the time in which the devices wait for images; near 0 if loading keeps up.",
+    ),
+    "peak_memory_gb": (
+        "memory/peak_gb",
+        "Highest memory use so far, in GB: of the fullest GPU, without one of the process.",
+    ),
+    "learning_rate": ("optimizer/learning_rate", "Learning rate of the next step."),
+    "gradient_norm": (
+        "optimizer/gradient_norm",
+        "Global norm of the last step's gradient, before clipping. On several devices only with "
+        "`step_options.clip_norm`, which computes it anyway.",
+    ),
+    "probe_accuracy": (
+        "probe/accuracy",
+        "Held-out accuracy of ridge regression on the features of the best layer.",
+    ),
+    "probe_layer": (
+        "probe/layer",
+        "Layer with the best accuracy: 0 is the embedding, the last one the final norm.",
+    ),
+}
+_LAYER = "Held-out accuracy of ridge regression on the features of this layer."
 
 
 class Summaries:
@@ -23,6 +73,7 @@ class Summaries:
     """
 
     def __init__(self, folder: str, metrics_path: str, first_step: int):
+        self._folder = folder
         self._writers = {
             split: tf.summary.create_file_writer(os.path.join(folder, split))
             for split in ("train", "valid")
@@ -38,13 +89,44 @@ class Summaries:
         writer = self._writers["train" if split == "train" else "valid"]
         with writer.as_default(step):
             for name, value in values.items():
-                tf.summary.scalar(name, value)
+                _write_scalar(name, value)
         writer.flush()
+
+    def layer_accuracies(self, step: int, accuracies: Sequence[float]) -> None:
+        """Shows the probe's accuracy of each layer in TensorBoard only."""
+        with self._writers["valid"].as_default(step):
+            for layer, value in enumerate(accuracies):
+                tf.summary.scalar(f"probe_layers/layer_{layer:02}", value, description=_LAYER)
+        self._writers["valid"].flush()
+
+    def baseline(self, name: str, nats_per_token: float, last_step: int) -> None:
+        """Shows a constant line beside the losses in TensorBoard, as a run of its own."""
+        with self._other_writer(f"valid_baseline_{name}"):
+            for step in (0, last_step):
+                _write_scalar("nats_per_token", nats_per_token, step)
+
+    def hyperparameters(self, values: dict[str, bool | int | float | str]) -> None:
+        """Shows what runs differ in on TensorBoard's HParams page.
+
+        They belong to the folder of all splits, so that the page finds the numbers of each.
+        """
+        with self._other_writer(""):
+            hparams.hparams(values)
+
+    @contextlib.contextmanager
+    def _other_writer(self, subfolder: str):
+        """Context that writes to a folder, in place of what was written there before."""
+        with contextlib.closing(
+            tf.summary.create_file_writer(os.path.join(self._folder, subfolder))
+        ) as writer:
+            _hide_events_from(writer, 0)
+            with writer.as_default():
+                yield
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows an image uint8[H,W,3] in TensorBoard."""
         with self._writers["valid"].as_default(step):
-            tf.summary.image(name, image[None])
+            tf.summary.image(f"images/{name}", image[None])
         self._writers["valid"].flush()
 
     def text(self, name: str, markdown: str) -> None:
@@ -58,6 +140,11 @@ class Summaries:
         for writer in self._writers.values():
             writer.close()
         self._metrics.close()
+
+
+def _write_scalar(name: str, value: float, step: int | None = None) -> None:
+    tag, description = TAGS.get(name, (name, None))
+    tf.summary.scalar(tag, value, step=step, description=description)
 
 
 def _hide_events_from(writer: tf.summary.SummaryWriter, step: int) -> None:

@@ -23,6 +23,7 @@ from igpt_tf.savedmodel.write import write_pretrained
 from igpt_tf.training import strategies
 from igpt_tf.training.baselines import token_baselines
 from igpt_tf.training.callbacks import (
+    Baselines,
     Evaluate,
     Intervals,
     OnlineProbe,
@@ -44,6 +45,7 @@ from igpt_tf.training.trainer import (
     quantizes_on_device,
     set_precision,
 )
+from igpt_tf.training.utilization import peak_images_per_second
 from igpt_tf.training.workdir import Workdir, check_run, full_disk_error, open_run
 
 _NUM_BASELINE_IMAGES = 20_000
@@ -189,13 +191,16 @@ def train(
         print(_memory(trainer))
         heldout = subset(source.valid, intervals.num_heldout_images)
         every = step_options.steps_per_execution
+        baselines = _baselines(source, palette) if folder.is_chief else {}
+        peak = peak_images_per_second(abstract, precision, strategy.num_replicas_in_sync)
         loop = TrainingLoop(
             folder,
             trainer,
             train_batches,
             [
                 Profile(intervals.profile_steps, every=every),
-                Progress(intervals.log_every, every=every),
+                Progress(intervals.log_every, every=every, peak_images_per_second=peak),
+                Baselines(baselines),
                 Evaluate(intervals.evaluate_every, pipeline.evaluation_batches(heldout)),
                 OnlineProbe(intervals.probe_every, source, intervals.num_probe_images),
                 SampleImages(intervals.sample_every, source.valid, seed=seed),
@@ -209,10 +214,10 @@ def train(
         loop.run()
         if export == "best" and intervals.evaluate_every:
             best_step = loop.checkpoints.restore_best()
-            _finish(folder, trainer, pipeline, source, initial, best_step)
+            _finish(folder, trainer, pipeline, source, baselines, initial, best_step)
         else:
             with trainer.evaluation_weights():
-                _finish(folder, trainer, pipeline, source, initial, num_steps)
+                _finish(folder, trainer, pipeline, source, baselines, initial, num_steps)
 
 
 def _finish(
@@ -220,6 +225,7 @@ def _finish(
     trainer: Trainer,
     pipeline: InputPipeline,
     source: Source,
+    baselines: dict[str, float],
     initial: InitialModel | None,
     step: int,
 ) -> None:
@@ -257,7 +263,7 @@ def _finish(
             for name, examples in {"train": source.train, **splits}.items()
             if examples is not None
         },
-        "baselines": _baselines(source, palette),
+        "baselines": baselines,
         "parameters": model.count_params(),
         "export": f"export/{step}",
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 
 import gin
@@ -56,6 +57,11 @@ class Trainer:
         weights: Weights to evaluate, "trained" or "averaged".
         gradient_accumulation_steps, clip_norm, jit_compile, steps_per_execution: See `StepOptions`.
 
+    Attributes:
+        gradient_norm: Global norm of the gradient of the last step, before clipping, float32[]. It
+            remains on the device, as the loss does. NaN with several replicas unless they clip:
+            gradients are summed inside the optimizer, and summing them twice would slow the step.
+
     Raises:
         InputError: The batch does not divide evenly into replicas and microbatches.
 
@@ -94,6 +100,7 @@ class Trainer:
             jit_compile=jit_compile,
         )
         self.num_microbatches = gradient_accumulation_steps or self.compilation.num_microbatches
+        self.gradient_norm = math.nan
         self._averages = weights == "averaged"
         optimizer.build(model.trainable_variables)
         # Only forward and backward are compiled: the optimizer's update fails inside XLA on
@@ -101,7 +108,6 @@ class Trainer:
         self._gradients = self.compilation.compile(self._accumulated_gradients)
         self._score = self.compilation.compile(self._image_nats)
 
-    @tf.function(autograph=False)
     def train_step(self, batch: dict) -> tf.Tensor:
         """Takes one optimizer step, or `steps_per_execution` of them.
 
@@ -114,39 +120,60 @@ class Trainer:
             nats_per_token float32[]: mean over the global batch before the step, or the mean of
             those of all steps.
         """
+        loss, self.gradient_norm = self._steps(batch)
+        return loss
+
+    @tf.function(autograph=False)
+    def _steps(self, batch):
+        """Mean loss of the steps of one call, and gradient norm of the last, float32[] each."""
         if self.steps_per_execution == 1:
             return self._step(batch)
 
-        def add_step(index, losses):
-            return index + 1, losses + self._step(batch, index)
+        def add_step(index, losses, _):
+            loss, norm = self._step(batch, index)
+            return index + 1, losses + loss, norm
 
-        _, losses = tf.while_loop(
-            lambda index, _: index < self.steps_per_execution,
+        _, losses, norm = tf.while_loop(
+            lambda index, *_: index < self.steps_per_execution,
             add_step,
-            (tf.constant(0), tf.zeros([])),
+            (tf.constant(0), tf.zeros([]), tf.zeros([])),
         )
-        return losses / self.steps_per_execution
+        return losses / self.steps_per_execution, norm
 
     def _step(self, batch, index=None):
-        losses = self.strategy.run(self._replica_step, args=(batch, index))
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+        losses, norms = self.strategy.run(self._replica_step, args=(batch, index))
+        loss = self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+        return loss, self.strategy.experimental_local_results(norms)[0]
 
     def _replica_step(self, batch, index):
         if index is not None:
             batch = {name: x[index] for name, x in batch.items()}
         loss, gradients = self._gradients(batch)
         if self.clip_norm is not None:
-            gradients = self._clip(gradients)
+            gradients, norm = self._clip(gradients)
+        elif self.strategy.num_replicas_in_sync == 1:
+            norm = tf.linalg.global_norm(gradients)
+        else:
+            norm = tf.constant(math.nan)
         self.optimizer.apply(gradients, self.model.trainable_variables)
-        return loss
+        return loss, norm
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
 
     def _clip(self, gradients):
-        """Clips the gradient of the global batch, independently of the number of replicas."""
-        replicas = tf.distribute.get_replica_context()
-        gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        """Clips the gradient of the global batch, independently of the number of replicas.
+
+        Returns:
+            (gradients whose sum over the replicas is the clipped one, norm before clipping).
+        """
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients, norm = tf.clip_by_global_norm(gradients, self.clip_norm)
         # The optimizer sums over the replicas once more.
-        return [gradient / self.strategy.num_replicas_in_sync for gradient in gradients]
+        replicas = self.strategy.num_replicas_in_sync
+        return [gradient / replicas for gradient in gradients], norm
 
     def _accumulated_gradients(self, batch):
         """Loss float32[] and gradients of the replica's share, one microbatch after the other."""

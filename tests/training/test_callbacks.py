@@ -7,10 +7,19 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from igpt_tf.data import ArrayExamples, digits
 from igpt_tf.errors import InputError
-from igpt_tf.training.callbacks import Intervals, OnlineProbe, Profile, Progress, ridge_accuracy
+from igpt_tf.training.callbacks import (
+    Baselines,
+    Intervals,
+    OnlineProbe,
+    Profile,
+    Progress,
+    ridge_accuracy,
+)
+from igpt_tf.training.utilization import peak_flops
 from tests.training.small_runs import losses, run_loop, small_trainer
 
 SPEEDS = {"images_per_second", "tokens_per_second", "data_wait"}
@@ -28,6 +37,34 @@ def test_every_line_has_the_loss_and_the_memory(lines):
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[0]["nats_per_token"] == pytest.approx(np.log(5), rel=1e-5)
     assert all(line["peak_memory_gb"] > 0 for line in lines)
+
+
+def test_every_line_has_the_learning_rate_and_the_gradient_norm(lines):
+    assert all(line["learning_rate"] == pytest.approx(0.01) for line in lines)
+    assert all(0 < line["gradient_norm"] < 10 for line in lines)
+    assert len({line["gradient_norm"] for line in lines}) == 3
+
+
+def test_utilization_is_the_speed_as_a_fraction_of_the_peak(tmp_path):
+    run_loop(tmp_path, [Progress(1, peak_images_per_second=1e6)], num_steps=2, poison=False)
+    first, second = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    assert "model_flops_utilization" not in first
+    expected = second["images_per_second"] / 1e6
+    assert second["model_flops_utilization"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_peaks_are_those_of_the_device_and_the_precision():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "mixed_bfloat16") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", "float32") == 378e12
+    assert peak_flops("NVIDIA A100-SXM4-40GB", "float32") == 156e12
+    assert peak_flops("NVIDIA A10", "float32") is None
+    assert peak_flops("", "float32") is None
+
+
+def test_baselines_are_shown_for_the_whole_run(tmp_path):
+    run_loop(tmp_path, [Baselines({"uniform": 1.5})], num_steps=2, poison=False)
+    events = EventAccumulator(str(tmp_path / "summaries/valid_baseline_uniform")).Reload()
+    assert [x.step for x in events.Tensors("loss/nats_per_token")] == [0, 2]
 
 
 def test_call_that_compiles_is_not_timed(lines):
@@ -105,10 +142,13 @@ class RecordedSummaries:
     """Stands in for `Summaries`."""
 
     def __init__(self):
-        self.lines = []
+        self.lines, self.accuracies = [], {}
 
     def scalars(self, step, split, **values):
         self.lines.append({"step": step, "split": split, **values})
+
+    def layer_accuracies(self, step, accuracies):
+        self.accuracies[step] = accuracies
 
 
 def brightness_source(labels_of):
@@ -129,6 +169,10 @@ def run_probe(trainer, source, step=0):
     loop = types.SimpleNamespace(trainer=trainer, step=step, summaries=summaries)
     probe.on_train_begin(loop)
     probe.on_step_end(loop)
+    for line in summaries.lines:
+        accuracies = summaries.accuracies[step]
+        assert accuracies[line["probe_layer"]] == max(accuracies) == line["probe_accuracy"]
+        assert len(accuracies) == trainer.model.num_layers + 1
     return summaries.lines
 
 

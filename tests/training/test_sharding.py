@@ -49,9 +49,12 @@ def train(workdir, **options) -> subprocess.CompletedProcess:
     )
 
 
+def rows(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(workdir) -> dict:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {(row["step"], row["split"]): row["nats_per_token"] for row in lines}
+    return {(row["step"], row["split"]): row["nats_per_token"] for row in rows(workdir)}
 
 
 def start_workers(workdir, bindings, num_workers=2) -> list[subprocess.Popen]:
@@ -86,6 +89,12 @@ def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path):
     sharded = train(tmp_path / "sharded", bindings=four)
     assert sharded.returncode == 0, sharded.stderr
     assert_same_losses(losses(tmp_path / "single"), losses(tmp_path / "sharded"))
+    for name in ("learning_rate", "gradient_norm"):
+        single_values, sharded_values = (
+            [row[name] for row in rows(tmp_path / folder) if row["split"] == "train"]
+            for folder in ("single", "sharded")
+        )
+        np.testing.assert_allclose(sharded_values, single_values, rtol=1e-4)
     results = [
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("single", "sharded")
     ]

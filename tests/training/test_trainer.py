@@ -146,6 +146,21 @@ def test_clipping_bounds_the_gradient_norm_and_keeps_small_gradients():
     assert float(norms[0]) == pytest.approx(1e-3, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_accumulation_steps": 4}, {"clip_norm": 1e-3}, {"jit_compile": True}]
+)
+def test_gradient_norm_is_that_of_the_whole_batch_before_clipping(options):
+    trainer = small_trainer(**options)
+    losses(trainer, 2)
+    tokens, weights = PALETTE.encode(images_of(0)), trainer.model.trainable_variables
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(trainer.objective(trainer.model, tf.constant(tokens)))
+    gradients = tape.gradient(loss, [weight.value for weight in weights])
+    expected = np.sqrt(sum(np.sum(tf.convert_to_tensor(g).numpy() ** 2) for g in gradients))
+    losses(trainer, 1)
+    assert float(trainer.gradient_norm) == pytest.approx(expected, rel=1e-4)
+
+
 def test_padding_of_the_last_batch_does_not_count_in_an_evaluation():
     trainer = small_trainer(jit_compile=False)
     losses(trainer)
@@ -189,13 +204,14 @@ losses = [float(one.train_step(next(batches))) for _ in range(20 // stack)]
 with optimization.averaged_weights(model, one.optimizer):
     losses.append(one.evaluate(feed.evaluation_batches(examples.take(range(40)))))
 losses.append(one.evaluate(feed.evaluation_batches(examples.take(range(40)))))
-print(json.dumps(losses))
+print(json.dumps([*losses, float(one.gradient_norm)]))
 """
 
 
 @pytest.fixture(scope="module")
 def replicated_run():
-    """The losses of 20 steps, then of an evaluation with averaged and one with plain weights."""
+    """The losses of 20 steps, of an evaluation with averaged and one with plain weights, and the
+    gradient norm of the last step."""
 
     @functools.cache
     def run(*arguments):
