@@ -229,6 +229,14 @@ def test_the_operative_text_repeats_the_configuration():
     assert bake() == result and config.operative_text() == text
 
 
+def test_hyperparameters_are_the_numbers_texts_and_references_in_force():
+    config.parse([], ["bake.loaves = 3", "first.other = @second()", "second.other = 'rye'"])
+    bake()
+    gin.get_configurable("first")()
+    expected = {"bake.flour": 2, "bake.loaves": 3, "first.other": "@second()"}
+    assert config.hyperparameters() == {**expected, "second.other": "rye"}
+
+
 def test_the_recipe_of_a_data_set_is_used_unless_files_are_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common, own = config.recipes("finetune", {"name": "digits"}, [])
