@@ -35,6 +35,7 @@ from igpt_tf.training.callbacks import (
     StopEarly,
 )
 from igpt_tf.training.loop import TrainingLoop
+from igpt_tf.training.mesh import ShardedStrategy
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.summaries import append_test
 from igpt_tf.training.trainer import (
@@ -105,6 +106,12 @@ def finetune(
 
     Source: paper, sections 2.3 and 3.4.
     """
+    if isinstance(strategy, ShardedStrategy):
+        raise InputError(
+            "fine-tuning holds the whole model on each device; choose default_strategy, "
+            "mirrored_strategy, multi_worker_strategy or tpu_strategy. Received: "
+            "finetune.strategy=@sharded_strategy()"
+        )
     model = SavedModel(saved_model)
     on_device = quantizes_on_device("finetune.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)

@@ -123,6 +123,11 @@ def train(
     is_sharded = isinstance(strategy, ShardedStrategy)
     if is_sharded:
         check_step_options(step_options.jit_compile, step_options.steps_per_execution)
+        if quantize_on == "device":
+            raise InputError(
+                "sharded_strategy applies the palette on the host; remove the binding. Received: "
+                f"train.quantize_on={quantize_on!r}"
+            )
         on_device = False  # DTensor has no layout for the search of the nearest colour
         intervals = _without_whole_model(intervals)
     set_precision("train.precision", precision)

@@ -3,6 +3,7 @@
 import gc
 import json
 from types import SimpleNamespace
+from unittest import mock
 
 import gin
 import keras
@@ -23,6 +24,7 @@ from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_pretrained
+from igpt_tf.training.mesh import ShardedStrategy
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.workdir import Workdir
 from tests.evaluation.tiny import write_tiny
@@ -300,3 +302,9 @@ def test_wrong_configuration_is_refused(saved_model, tmp_path, binding, message)
     with pytest.raises((InputError, ValueError), match=message):
         run(saved_model, tmp_path / "never", binding)
     assert not (tmp_path / "never").exists()
+
+
+def test_sharded_strategy_is_refused_in_one_line(saved_model, tmp_path):
+    strategy = mock.create_autospec(ShardedStrategy, instance=True)
+    with pytest.raises(InputError, match="fine-tuning holds the whole model on each device"):
+        run(saved_model, tmp_path, strategy=strategy)

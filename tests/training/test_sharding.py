@@ -42,11 +42,33 @@ def command(workdir, bindings) -> list[str]:
     ]
 
 
-def train(workdir, **options) -> subprocess.CompletedProcess:
-    bindings = options.pop("bindings", {})
-    return subprocess.run(
-        command(workdir, bindings), capture_output=True, text=True, timeout=300, check=False
+def start(workdir, bindings=None, environment=None) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(workdir, bindings or {}),
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def end(process, code=0, seconds=600) -> str:
+    """Waits for the end of a process, checks its exit code and returns its stderr."""
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == code, errors
+    return errors
+
+
+def wait_for_checkpoint(process, workdir, step, seconds=200) -> None:
+    index = workdir / "checkpoints" / f"ckpt-{step}.index"
+    deadline = time.monotonic() + seconds
+    while not index.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert index.exists()
 
 
 def rows(workdir) -> list[dict]:
@@ -57,23 +79,18 @@ def losses(workdir) -> dict:
     return {(row["step"], row["split"]): row["nats_per_token"] for row in rows(workdir)}
 
 
-def start_workers(workdir, bindings, num_workers=2) -> list[subprocess.Popen]:
+def start_workers(workdir, bindings=None, num_workers=2) -> list[subprocess.Popen]:
     addresses = free_addresses(num_workers)
-    bindings = {**SHARDED, "sharded_strategy.cluster": '"tf_config"', **bindings}
-    workers = []
-    for index in range(num_workers):
-        task = {"type": "worker", "index": index}
-        tf_config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-        workers.append(
-            subprocess.Popen(
-                command(workdir, bindings),
-                env={**os.environ, "TF_CONFIG": tf_config},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    bindings = {**SHARDED, "sharded_strategy.cluster": '"tf_config"', **(bindings or {})}
+    tasks = [{"type": "worker", "index": index} for index in range(num_workers)]
+    return [
+        start(
+            workdir,
+            bindings,
+            {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})},
         )
-    return workers
+        for task in tasks
+    ]
 
 
 def assert_same_losses(one: dict, other: dict) -> None:
@@ -83,11 +100,10 @@ def assert_same_losses(one: dict, other: dict) -> None:
 
 
 def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path):
-    single = train(tmp_path / "single", bindings=OPTIONS)
-    assert single.returncode == 0, single.stderr
     four = {**OPTIONS, **SHARDED, "sharded_strategy.logical_cpus": 4}
-    sharded = train(tmp_path / "sharded", bindings=four)
-    assert sharded.returncode == 0, sharded.stderr
+    processes = [start(tmp_path / "single", OPTIONS), start(tmp_path / "sharded", four)]
+    for process in processes:
+        end(process)
     assert_same_losses(losses(tmp_path / "single"), losses(tmp_path / "sharded"))
     for name in ("learning_rate", "gradient_norm"):
         single_values, sharded_values = (
@@ -98,8 +114,6 @@ def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path):
     results = [
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("single", "sharded")
     ]
-    for result in results:
-        result.pop("data", None)
     np.testing.assert_allclose(*(list(r["nats_per_token"].values()) for r in results), rtol=1e-5)
 
 
@@ -110,79 +124,114 @@ def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path):
         ({"step_options.steps_per_execution": 4}, "one step per call"),
         ({"build_model.hidden_dim": 30, "build_model.num_heads": 2}, "divide an axis"),
         ({"train.batch_size": 66}, "batch size must be"),
+        ({"train.quantize_on": '"device"'}, "applies the palette on the host"),
     ],
 )
 @pytest.mark.slow
 def test_options_that_shards_do_not_support_are_refused_in_one_line(tmp_path, bindings, message):
     four = {**SHARDED, "sharded_strategy.logical_cpus": 4}
-    ended = train(tmp_path / "run", bindings={**four, **bindings})
-    assert ended.returncode == 2, ended.stderr
-    assert message in ended.stderr and "Traceback" not in ended.stderr
+    errors = end(start(tmp_path / "run", {**four, **bindings}), code=2)
+    assert message in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_process_missing_at_the_start_is_waited_for_a_bounded_time(tmp_path):
+    tf_config = {
+        "cluster": {"worker": free_addresses(2)},
+        "task": {"type": "worker", "index": 0},
+    }
+    bindings = {
+        **SHARDED,
+        "sharded_strategy.cluster": '"tf_config"',
+        "sharded_strategy.startup_seconds": 5,
+    }
+    alone = start(tmp_path / "run", bindings, {"TF_CONFIG": json.dumps(tf_config)})
+    errors = end(alone, code=2, seconds=100)
+    assert "not all workers started within 5 seconds" in errors and "Traceback" not in errors
 
 
 @pytest.mark.faults
 def test_a_run_continues_on_another_number_of_devices_and_unsharded(tmp_path):
-    straight = train(tmp_path / "straight", bindings={"train.num_steps": 16})
-    assert straight.returncode == 0, straight.stderr
-    settings = [
-        {**SHARDED, "sharded_strategy.logical_cpus": 4},
-        {**SHARDED, "sharded_strategy.logical_cpus": 2},
-        {},
-        {**SHARDED, "sharded_strategy.logical_cpus": 4},
-    ]
+    straight = start(tmp_path / "straight", {"train.num_steps": 16})
     run = tmp_path / "run"
-    for number, setting in enumerate(settings):
-        started = subprocess.Popen(
-            command(run, {**setting, "train.num_steps": 16}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if number == len(settings) - 1:
-            _, errors = started.communicate(timeout=300)
-            assert started.returncode == 0, errors
-            break
-        target = run / "checkpoints" / f"ckpt-{4 * (number + 1)}.index"
-        deadline = time.monotonic() + 200
-        while not target.exists() and started.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert target.exists()
-        started.send_signal(signal.SIGKILL)
-        started.wait()
+    four, two = (
+        {**SHARDED, "sharded_strategy.logical_cpus": number, "train.num_steps": 16}
+        for number in (4, 2)
+    )
+    for step, setting in ((4, four), (8, two), (12, {"train.num_steps": 16})):
+        killed = start(run, setting)
+        wait_for_checkpoint(killed, run, step)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    end(start(run, four))
+    end(straight)
     assert_same_losses(losses(tmp_path / "straight"), losses(run))
 
 
 @pytest.mark.faults
-def test_two_processes_have_the_losses_of_one_device_and_survive_the_loss_of_one(tmp_path):
-    single = train(tmp_path / "single")
-    assert single.returncode == 0, single.stderr
+def test_damaged_and_missing_shards_are_passed_over(tmp_path):
     run = tmp_path / "run"
-    workers = start_workers(run, {})
-    deadline = time.monotonic() + 200
-    while not (run / "checkpoints" / "ckpt-4.index").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers[1].send_signal(signal.SIGKILL)
-    _, errors = workers[0].communicate(timeout=200)
-    workers[1].communicate(timeout=10)
-    assert workers[0].returncode != 0, errors
-    for worker in start_workers(run, {}):
-        _, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors
-    assert_same_losses(losses(tmp_path / "single"), losses(run))
+    two = {**SHARDED, "sharded_strategy.logical_cpus": 2}
+    end(start(run, {**two, "train.export": '"last"'}))
+    (run / "result.json").unlink()
+    straight = losses(run)
+    shards = sorted((run / "checkpoints").glob("ckpt-8.data-*"))
+    shards[-1].write_bytes(b"x" * shards[-1].stat().st_size)
+    errors = end(start(run, {**two, "train.export": '"last"'}))
+    assert "is damaged" in errors
+    assert_same_losses(straight, losses(run))
+    (run / "result.json").unlink()
+    shards[0].unlink()
+    errors = end(start(run, {**two, "train.export": '"last"'}))
+    assert "is damaged" in errors
+    assert_same_losses(straight, losses(run))
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    end(start(workdir, {"train.num_steps": 12}))
+    return losses(workdir)
+
+
+@pytest.mark.faults
+def test_two_processes_have_the_losses_of_one_device_and_survive_the_loss_of_one(
+    one_device, tmp_path
+):
+    run = tmp_path / "run"
+    chief, other = start_workers(run, {"train.num_steps": 12})
+    wait_for_checkpoint(chief, run, 4)
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    errors = end(chief, code=2, seconds=120)
+    assert "another worker was lost" in errors and "Traceback" not in errors
+    for process in start_workers(run, {"train.num_steps": 12}):
+        end(process)
+    assert_same_losses(one_device, losses(run))
+
+
+@pytest.mark.faults
+def test_sigterm_to_one_process_saves_the_same_step_on_both(one_device, tmp_path):
+    run = tmp_path / "run"
+    chief, other = start_workers(run, {"train.num_steps": 12})
+    wait_for_checkpoint(chief, run, 4)
+    other.send_signal(signal.SIGTERM)
+    for process in (chief, other):
+        assert "saved at step 10" in end(process, code=143)
+    for process in start_workers(run, {"train.num_steps": 12}):
+        end(process)
+    assert_same_losses(one_device, losses(run))
 
 
 @pytest.mark.faults
 def test_two_processes_start_from_a_model_and_lengthen_their_run_like_one_device(tmp_path):
-    pretrained = train(tmp_path / "pretrained")
-    assert pretrained.returncode == 0, pretrained.stderr
+    end(start(tmp_path / "pretrained"))
     initial = {"train.initial_model": f'"{tmp_path}/pretrained/export"'}
     longer = {**initial, "train.num_steps": 12}
     for bindings in (initial, longer):
-        single = train(tmp_path / "single", bindings=bindings)
-        assert single.returncode == 0, single.stderr
+        end(start(tmp_path / "single", bindings))
         for worker in start_workers(tmp_path / "run", bindings):
-            _, errors = worker.communicate(timeout=300)
-            assert worker.returncode == 0, errors
+            end(worker)
     assert_same_losses(losses(tmp_path / "single"), losses(tmp_path / "run"))
     assert (12, "valid") in losses(tmp_path / "run")
     assert losses(tmp_path / "run")[1, "train"] < 2.8  # fresh weights: ln 17 = 2.833
