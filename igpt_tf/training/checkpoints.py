@@ -37,6 +37,10 @@ class Checkpoints:
         removes_old: Whether this process removes checkpoints that are no longer needed. Of several
             processes that write shards into one folder, one does.
         new_variable: Function value -> variable, for the steps and the loss in the checkpoint.
+        any_worker: Function (damaged here) -> damaged for any process. All processes must agree on
+            the checkpoint to resume from.
+        part_to_check: (i, n): before a checkpoint is restored, this process reads the i-th of n
+            parts of it. DTensor reports damage too late, with an error that ends the program.
 
     Attributes:
         best_step: Step with the lowest held-out loss so far; 0 before the first evaluation.
@@ -53,10 +57,14 @@ class Checkpoints:
         write_to: str | None = None,
         removes_old: bool = True,
         new_variable: Callable = _new_variable,
+        any_worker: Callable[[bool], bool] = bool,
+        part_to_check: tuple[int, int] | None = None,
     ):
         self.folder = folder
         self._keep = keep
         self._removes_old = removes_old
+        self._any_worker = any_worker
+        self._part_to_check = part_to_check
         os.makedirs(os.path.join(write_to or folder, "best"), exist_ok=True)
         # TensorFlow takes the prefix of a checkpoint for a pattern.
         self._read_from = files.path_without_patterns(folder)
@@ -102,7 +110,7 @@ class Checkpoints:
         """
         paths = _paths(self._read_from)
         for path in reversed(paths):
-            if _restore(self._state, path):
+            if self._restore(self._state, path):
                 return int(self._step.numpy())
             logging.warning("checkpoint %s is damaged; trying the one before", self._shown(path))
         if paths:
@@ -130,13 +138,19 @@ class Checkpoints:
             InputError: The file is damaged.
         """
         path = _best_path(self._read_from, self.best_step)
-        if not _restore(self._weights, path):
+        if not self._restore(self._weights, path):
             raise InputError(
                 "the best held-out weights are damaged; the same command with "
                 "--gin_param='train.export=\"last\"' exports the last of a pretraining, a "
                 f"fine-tuning starts again in a new workdir. Received: {self._shown(path)}"
             )
         return self.best_step
+
+    def _restore(self, checkpoint: tf.train.Checkpoint, path: str) -> bool:
+        """Whether every object of `checkpoint` was restored from `path`, in every process."""
+        if self._part_to_check and self._any_worker(not _is_readable(path, *self._part_to_check)):
+            return False
+        return not self._any_worker(not _restore(checkpoint, path))
 
     def _remove_old_best(self) -> None:
         """Removes best weights that neither a checkpoint nor the run's current state names."""
@@ -194,6 +208,17 @@ def _step_of(path: str) -> int:
     """ckpt-STEP -> STEP; -1 for a file of another name."""
     step = path.rpartition("-")[2]
     return int(step) if step.isdecimal() else -1
+
+
+def _is_readable(path: str, part: int, num_parts: int) -> bool:
+    """Whether the checksums of a part of a checkpoint's tensors are right."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in sorted(reader.get_variable_to_shape_map())[part::num_parts]:
+            reader.get_tensor(name)
+    except _DAMAGED:
+        return False
+    return True
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> bool:

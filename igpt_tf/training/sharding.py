@@ -186,15 +186,32 @@ class ShardedTrainer:
             return self.objective(self.model, batch["tokens"], **inputs)
 
     def _run_block(self, block, h):
-        """Gathers the weights of a block inside `remat`: they are freed after each pass."""
+        """Runs a block whose weights are gathered for each pass, and whose forward pass is repeated
+        in the backward pass.
 
-        def run(h, *shards):
-            weights = [self._gather(shard, h.dtype) for shard in shards]
+        The executor starts every operation whose inputs are there, so the shards of a block wait
+        for its input, and in the backward pass for the gradient of its output; otherwise all blocks
+        would be gathered at once. `keras.remat` waits by control dependencies, which DTensor drops.
+        """
+
+        def gathered_block(h, shards, after):
+            weights = [self._gather(_wait(shard, after), h.dtype) for shard in shards]
             values = list(zip(block.weights, weights, strict=True))
             with keras.StatelessScope(values, initialize_variables=False):
                 return block(h)
 
-        return keras.remat(run)(h, *(self._values[weight.path] for weight in block.weights))
+        @tf.custom_gradient
+        def run(h, *shards):
+            def gradient(upstream):
+                inputs = [tf.identity(h), *(tf.identity(shard) for shard in shards)]
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(inputs)
+                    output = gathered_block(inputs[0], inputs[1:], after=upstream)
+                return tape.gradient(output, inputs, output_gradients=upstream)
+
+            return gathered_block(h, shards, after=h), gradient
+
+        return run(h, *(self._values[weight.path] for weight in block.weights))
 
     def _gather(self, shards: tf.Tensor, dtype=None) -> tf.Tensor:
         """All shards on every device; in mixed precision cast before they are sent."""
@@ -303,6 +320,8 @@ class ShardedTrainer:
             keep=keep,
             removes_old=workdir.is_chief,
             new_variable=self.strategy.variable,
+            any_worker=self.strategy.any_worker,
+            part_to_check=(self.strategy.worker_index, self.strategy.num_workers),
         )
 
     def bytes_per_device(self) -> tuple[int, int]:
@@ -332,6 +351,12 @@ class ShardedTrainer:
             if is_chief:
                 targets[path].assign(value)
         return model
+
+
+def _wait(shards: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+    """`shards`, computed not before `after`: a data dependency, without effect on finite values."""
+    is_infinite = tf.math.is_inf(tf.reduce_max(after))
+    return shards + tf.cast(is_infinite, shards.dtype)
 
 
 def _bytes_per_device(variable: dtensor.DVariable) -> int:

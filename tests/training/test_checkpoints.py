@@ -20,12 +20,12 @@ def new_state(directory, seed=0):
     return model, optimizer, new_checkpoints(directory, model, optimizer)
 
 
-def new_checkpoints(directory, model, optimizer):
+def new_checkpoints(directory, model, optimizer, **options):
     variables = (
         {variable.path.split("/", 1)[1]: variable.value for variable in owner.variables}
         for owner in (model, optimizer)
     )
-    return Checkpoints(str(directory), *variables, keep=2)
+    return Checkpoints(str(directory), *variables, keep=2, **options)
 
 
 def fill(model, optimizer, value):
@@ -162,3 +162,16 @@ def test_damaged_checkpoint_is_named_by_the_path_of_the_user(tmp_path, caplog):
     (folder / "ckpt-2.index").write_bytes(b"")
     assert new_state(folder)[2].restore_newest() == 1
     assert f"checkpoint {folder}/ckpt-2 is damaged" in caplog.text
+
+
+def test_checkpoint_that_is_damaged_for_another_process_is_passed_over(tmp_path):
+    model, optimizer, checkpoints = new_state(tmp_path)
+    for step in (1, 2):
+        fill(model, optimizer, step)
+        checkpoints.save(step)
+    damaged_elsewhere = iter([True, False])
+    checkpoints = new_checkpoints(
+        tmp_path, model, optimizer, any_worker=lambda here: here or next(damaged_elsewhere)
+    )
+    assert checkpoints.restore_newest() == 1
+    assert values(model) == {1.0}
