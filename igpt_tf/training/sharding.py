@@ -191,7 +191,7 @@ class ShardedTrainer:
 
         The executor starts every operation whose inputs are there, so the shards of a block wait
         for its input, and in the backward pass for the gradient of its output; otherwise all blocks
-        would be gathered at once. `keras.remat` waits by control dependencies, which DTensor drops.
+        would be gathered at once. The control dependencies of `keras.remat` do not prevent this.
         """
 
         def gathered_block(h, shards, after):
