@@ -131,7 +131,10 @@ def bindings_for(text, data):
 def dry_run(path, data):
     text = path.read_text()
     colours = "digits" not in text and "mnist" not in text
-    config.parse([str(path)], bindings_for(text + ("512" if colours else ""), data))
+    # A mesh for shards can only be created before TensorFlow is used: one device stands in for it.
+    one_device = "train.strategy = @default_strategy()"
+    bindings = bindings_for(text + ("512" if colours else ""), data)
+    config.parse([str(path)], [*bindings, one_device])
     train(workdir=None, dry_run=True)
     gin.clear_config()
 
