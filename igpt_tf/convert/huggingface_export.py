@@ -76,6 +76,7 @@ def export_huggingface(*, saved_model: str, workdir: str, license: str = "unknow
         InputError: The model is a masked one, which Hugging Face's ImageGPT cannot express, or the
             folder holds a model or cannot be created.
     """
+    files.make_workdir(workdir)
     model, palette, metadata = load_model(saved_model)
     write_huggingface(model, palette, workdir)
     name = os.path.basename(os.path.abspath(workdir))

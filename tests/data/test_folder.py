@@ -120,7 +120,7 @@ def test_a_folder_in_disorder_is_refused(labelled, spoil, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"crop": "centre"}, "crop='centre'"),
+        ({"crop": "middle"}, "crop='middle'"),
         ({"small_images": "shrink"}, "small_images='shrink'"),
         ({"background": (0, 0, 256)}, "three numbers"),
         ({"image_size": 0}, "positive integer"),
