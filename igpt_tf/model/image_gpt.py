@@ -5,6 +5,7 @@ from collections.abc import Callable
 import gin
 import keras
 from keras import ops
+from keras.src.backend.common import global_state
 
 from igpt_tf.errors import InputError
 from igpt_tf.model.block import Block, RMSNorm
@@ -289,5 +290,11 @@ def build_model(
 
 def abstract_model(build: Callable[[], ImageGPT]) -> ImageGPT:
     """Returns the model that `build()` builds, with shapes but without storage for its weights."""
+    name = "uninitialized_variables"
+    others = global_state.get_global_attribute(name, [])[:]
     with keras.StatelessScope(initialize_variables=False):
-        return build()
+        model = build()
+    # Keras would allocate the weights when it leaves any later scope, for example that of a
+    # symbolic call: 27 GB for iGPT-XL. There is no public name for its list of such variables.
+    global_state.set_global_attribute(name, others)
+    return model

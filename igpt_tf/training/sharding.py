@@ -21,7 +21,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from igpt_tf.errors import InputError
-from igpt_tf.model import ImageGPT
+from igpt_tf.model import ImageGPT, abstract_model
 from igpt_tf.palette import Palette
 from igpt_tf.training.checkpoints import Checkpoints
 from igpt_tf.training.initial_model import InitialModel
@@ -81,8 +81,7 @@ class ShardedTrainer:
         self.num_microbatches = gradient_accumulation_steps or 1
         self.gradient_norm = math.nan
         self._averages = weights == "averaged"
-        with keras.StatelessScope(initialize_variables=False):
-            self.model = build_model()
+        self.model = abstract_model(build_model)
         self.model.block_runner = self._run_block
         self._weights = {w.path: self._initial_shards(w, initial_model) for w in self.model.weights}
         self._momentum = {path: self._zeros(w) for path, w in self._weights.items()}

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import keras
 import numpy as np
 import pytest
 
@@ -147,3 +148,11 @@ def test_impossible_sizes_are_refused_in_one_line(wrong):
     with pytest.raises(InputError, match="Received: ") as caught:
         ImageGPT(**{**SIZES, **wrong})
     assert "\n" not in str(caught.value)
+
+
+def test_an_abstract_model_is_not_allocated_by_later_scopes_of_keras():
+    sizes = {"vocabulary_size": 8, "num_layers": 2, "hidden_dim": 16, "num_heads": 2}
+    model = abstract_model(lambda: ImageGPT(image_size=(4, 4), **sizes))
+    with keras.StatelessScope():
+        pass  # allocates what Keras regards as uninitialized
+    assert all(weight._value is None for weight in model.weights)
