@@ -66,6 +66,19 @@ class Cell:
         return f"{self.objective}_{self.size}_{self.tokens_per_parameter}_seed{self.seed}"
 
     @property
+    def bindings(self) -> dict:
+        """Gin bindings that distinguish the cell from others, apart from the objective."""
+        return {
+            "build_model.num_layers": self.num_layers,
+            "build_model.hidden_dim": self.hidden_dim,
+            "build_model.num_heads": self.num_heads,
+            "train.num_steps": self.num_steps,
+            "train.batch_size": self.batch_size,
+            "train.seed": self.seed,
+            "build_optimizer.learning_rate": self.learning_rate,
+        }
+
+    @property
     def tokens(self) -> int:
         """Number of training tokens."""
         return self.num_steps * self.batch_size * self.sequence_length
@@ -245,16 +258,7 @@ def _pretrain(cell: Cell, folder: str, gin_files: Sequence[str], bindings: Seque
     """Starts or resumes the run of a cell; a finished one ends at once."""
     if _is_finished(folder, cell):
         return
-    own = [
-        *bindings,
-        f"build_model.num_layers={cell.num_layers}",
-        f"build_model.hidden_dim={cell.hidden_dim}",
-        f"build_model.num_heads={cell.num_heads}",
-        f"train.num_steps={cell.num_steps}",
-        f"train.batch_size={cell.batch_size}",
-        f"train.seed={cell.seed}",
-        f"build_optimizer.learning_rate={cell.learning_rate}",
-    ]
+    own = [*bindings, *(f"{name}={value}" for name, value in cell.bindings.items())]
     objective_file = f"gin/objectives/{cell.objective}.gin"
     _call(
         cell.name,
@@ -271,16 +275,7 @@ def _is_finished(folder: str, cell: Cell) -> bool:
         return False
     with open(os.path.join(folder, "operative_config.gin"), encoding="utf-8") as file:
         found = config.parse_bindings(file.read())
-    wanted = {
-        "build_model.num_layers": cell.num_layers,
-        "build_model.hidden_dim": cell.hidden_dim,
-        "build_model.num_heads": cell.num_heads,
-        "train.num_steps": cell.num_steps,
-        "train.batch_size": cell.batch_size,
-        "train.seed": cell.seed,
-        "build_optimizer.learning_rate": cell.learning_rate,
-    }
-    for name, value in wanted.items():
+    for name, value in cell.bindings.items():
         if found.get(name) != repr(value):
             raise InputError(
                 "a cell's workdir belongs to another configuration; choose another study folder "
