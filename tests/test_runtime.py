@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -89,6 +90,22 @@ def test_the_users_settings_of_keras_do_not_reach_the_programs(tmp_path):
     assert output.split() == ["tensorflow", "float32", "channels_last"]
 
 
+_ONEDNN = """
+from igpt_tf import runtime
+runtime.import_tensorflow()
+from tensorflow.python.util import _pywrap_util_port
+print(_pywrap_util_port.IsMklEnabled())
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN is for x86")
+def test_onednn_is_chosen_whatever_the_processor_unless_the_user_disables_it(monkeypatch):
+    assert run_python(_ONEDNN, TF_ENABLE_ONEDNN_OPTS="0").split() == ["False"]
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    code = "import os\n" + _ONEDNN + "print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    assert run_python(code).split() == ["True", "1"]
+
+
 def test_an_nvidia_gpu_that_tensorflow_does_not_see_is_reported(tmp_path, monkeypatch, capsys):
     import tensorflow as tf
 
@@ -99,7 +116,8 @@ def test_an_nvidia_gpu_that_tensorflow_does_not_see_is_reported(tmp_path, monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert not runtime.has_unused_gpu(str(tmp_path))
 
-    for name in ("KERAS_HOME", "KERAS_BACKEND"):  # set by import_tensorflow
+    # set by import_tensorflow
+    for name in ("KERAS_HOME", "KERAS_BACKEND", "TF_ENABLE_ONEDNN_OPTS"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(runtime, "has_unused_gpu", lambda: True)
     monkeypatch.setattr(runtime, "_configure_cpu_allocator", lambda: None)
