@@ -3,13 +3,14 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 PARITY := .venv/.parity
+COMPILE := .venv/.compile
 PYTEST := $(PYTHON) -m pytest -q
 NVIDIA := /dev/nvidia0
 # Evaluated when the environment is made: CUDA's libraries only where there is an NVIDIA GPU.
 CUDA = $(shell { [ -e $(NVIDIA) ] || nvidia-smi -L; } >/dev/null 2>&1 && echo -r requirements-cuda.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint slow browser parity faults fuzz docs benchmark clean
+.PHONY: help setup demo test lint slow browser parity compile faults fuzz docs benchmark clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +23,7 @@ demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (2 to
 
 test: $(INSTALLED) ## run the tests that the targets below leave
 	@$(PYTEST) -n 2 --dist loadfile \
-	  -m "not slow and not browser and not parity and not faults and not fuzz and not docs"
+	  -m "not slow and not browser and not parity and not faults and not fuzz and not docs and not compile"
 
 lint: $(INSTALLED) ## check style and format
 	@$(PYTHON) -m ruff check .
@@ -36,6 +37,9 @@ browser: $(INSTALLED) ## click through the playground in Chromium, if there is o
 
 parity: $(PARITY) ## compare with published weights and other implementations (installs torch, once)
 	@$(PYTEST) -rs -m parity
+
+compile: $(COMPILE) ## compile training steps for a TPU and a GPU that are not there (installs JAX, once)
+	@$(PYTEST) -rs -m compile
 
 faults: $(INSTALLED) ## kill runs, fill disks and damage files; no data may be lost
 	@$(PYTEST) -rs -m faults
@@ -57,6 +61,12 @@ $(PARITY): requirements-parity.txt $(INSTALLED)
 	@echo "Installing requirements-parity.txt into .venv (once) ..."
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -c requirements.lock \
 	  -r requirements-parity.txt --extra-index-url https://download.pytorch.org/whl/cpu
+	@touch $@
+
+$(COMPILE): requirements-compile.txt $(INSTALLED)
+	@echo "Installing requirements-compile.txt into .venv (once, 1.6 GB) ..."
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -c requirements.lock \
+	  -c requirements-cuda.lock -r requirements-compile.txt
 	@touch $@
 
 # UNFINISHED marks an interrupted installation; the next `make` then starts from nothing.

@@ -62,6 +62,11 @@ def printable(text: str) -> str:
     )
 
 
+def size(num_bytes: float) -> str:
+    """6.73e9 -> "6.73 GB"."""
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.2f} MB"
+
+
 def duration(seconds: float) -> str:
     """0.0642 -> "64 ms"; 270,000 -> "3.1 days"."""
     for unit, length in (

@@ -347,11 +347,14 @@ def format_plan(plan: dict) -> str:
     devices = plan["devices"]
     settings = [plan["without_remat"], plan["with_remat"]]
     rows = [
-        [name.replace("_", " "), *(_size(one["state_bytes"][name]) for one in settings)]
+        [name.replace("_", " "), *(formatting.size(one["state_bytes"][name]) for one in settings)]
         for name in settings[0]["state_bytes"]
     ]
     rows += [
-        ["activations per image", *(_size(x["activation_bytes_per_image"]) for x in settings)],
+        [
+            "activations per image",
+            *(formatting.size(x["activation_bytes_per_image"]) for x in settings),
+        ],
         ["largest batch that fits", *(f"{x['largest_batch']:,}" for x in settings)],
         [
             f"accumulation steps for batch size {plan['batch_size']:,}",
@@ -359,7 +362,7 @@ def format_plan(plan: dict) -> str:
         ],
     ]
     if devices["sharded"]:
-        received = [_size(x["bytes_received_per_step"]) for x in settings]
+        received = [formatting.size(x["bytes_received_per_step"]) for x in settings]
         rows.append(["received per device and step", *received])
     rows += [
         ["FLOPs per step", *(f"{x['flops_per_step']:.3g}" for x in settings)],
@@ -376,7 +379,3 @@ def format_plan(plan: dict) -> str:
         f"runtime; training reaches {formatting.percent(devices['utilisation'])} of "
         f"{devices['flops']:.3g} FLOP/s per device."
     )
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
