@@ -439,14 +439,11 @@ def cifar16(run, data, scale: float):
             rows = [future.result() for future in futures["autoregressive"]]
             best = max(rows, key=lambda row: row["valid_accuracy"])["layer"]
             few = few_labels(pool, "/tmp/autoregressive", best)
-    steps = {
-        "num_steps": max(1, round(80 * scale)) * CHUNK,
-        "few_steps": max(1, round(20 * scale)) * CHUNK,
-    }
-    train_wide_resnets(run, data, **steps, subsets=3)
     for name, tasks in futures.items():
         run.record(f"probe of {name}", rows=[task.result() for task in tasks])
     run.record("few labels", rows=[task.result() for task in few])
+    num_steps, few_steps = (max(1, round(chunks * scale)) * CHUNK for chunks in (80, 20))
+    train_wide_resnets(run, data, num_steps=num_steps, few_steps=few_steps, subsets=3)
 
 
 def cifar32(run, data, scale: float):
