@@ -48,6 +48,7 @@ def write_model(path: str, source, palette: Palette, weights: str, results: dict
         data=source.description,
         class_names=source.class_names,
         step=results["steps"],
+        nats_per_token=results["valid_nats"],
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igpt_tf.model.attention import attend
+from igpt_tf.model.attention import _query_blocks, attend
 
 
 def plain(query, key, value, causal):
@@ -33,13 +33,21 @@ def with_gradients(function, query, key, value, upstream):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("length", [1, 16, 100, 256, 1100])
+@pytest.mark.parametrize("length", [1, 16, 100, 196, 256, 1100])
 def test_blockwise_attention_and_its_gradients_equal_the_plain_form(length, causal):
     inputs = random_inputs(length)
     ours = with_gradients(lambda q, k, v: attend(q, k, v, causal=causal), *inputs)
     reference = with_gradients(lambda q, k, v: plain(q, k, v, causal), *inputs)
     for one, other in zip(ours, reference, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [16, 64, 100, 256, 400, 784, 1024, 2304, 4096])
+def test_blocks_of_queries_have_sizes_that_matrix_units_like(length):
+    blocks = _query_blocks(length, causal=True)
+    assert blocks[-1].num_keys == sum(block.size for block in blocks) == length
+    assert all(block.size % 32 == 0 for block in blocks[:-1])
+    assert max(block.size for block in blocks) <= 256
 
 
 def test_compiled_attention_equals_the_plain_form():
