@@ -20,6 +20,7 @@ _MODULES = {
     "SamplingParams": "igpt_tf.sampling.params",
     "complete": "igpt_tf.api",
     "features": "igpt_tf.api",
+    "inpaint": "igpt_tf.api",
     "load": "igpt_tf.api",
     "sample": "igpt_tf.api",
     "score": "igpt_tf.api",

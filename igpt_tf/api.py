@@ -1,4 +1,4 @@
-"""The functions of the Python API: a pretrained model samples, completes, encodes and scores."""
+"""The Python API: a pretrained model samples, completes, in-paints, encodes and scores."""
 
 import dataclasses
 import functools
@@ -6,11 +6,12 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import objective_from_config
 from igpt_tf.palette import Palette
 from igpt_tf.sampling.params import SamplingParams
-from igpt_tf.sampling.sampler import Sampler
+from igpt_tf.sampling.sampler import NUM_ROUNDS, Sampler
 from igpt_tf.savedmodel.load import load_model
 
 
@@ -115,6 +116,46 @@ def complete(pretrained: Pretrained, images, num_given: int, **params) -> np.nda
     """
     tokens = pretrained.palette.encode(images)
     tokens = pretrained._sampler.complete(tokens, num_given, SamplingParams(**params))
+    return pretrained.palette.decode(tokens, pretrained.model.image_size)
+
+
+def inpaint(
+    pretrained: Pretrained, images, known, *, num_rounds: int = NUM_ROUNDS, **params
+) -> np.ndarray:
+    """Keeps the known pixels of each image and generates the others, anywhere in the image.
+
+    Args:
+        pretrained: A model that was trained on masked images.
+        images: uint8[N,H,W,3] of the model's size; unknown pixels are not read.
+        known: bool[N,H,W].
+        num_rounds: Number of rounds of prediction; more take longer and give better images.
+        **params: As for `sample`.
+
+    Returns:
+        uint8[N,H,W,3] in the colours of the palette.
+
+    Raises:
+        InputError: A parameter is out of range, the arrays have other shapes, or the model is an
+            autoregressive one.
+
+    Example:
+        >>> images = np.zeros((3, 4, 4, 3), "uint8")
+        >>> known = np.ones((3, 4, 4), bool)
+        >>> known[:, 1:3, 1:3] = False
+        >>> igpt_tf.inpaint(masked, images, known).shape
+        (3, 4, 4, 3)
+    """
+    known = np.asarray(known, bool)
+    if known.shape != np.shape(images)[:3]:
+        raise InputError(
+            "known must be bool[N,H,W], one value per pixel of the images. "
+            f"Received: known.shape={known.shape}, images.shape={np.shape(images)}"
+        )
+    tokens = pretrained.palette.encode(images)
+    known = known.reshape(len(known), -1)
+    tokens = pretrained._sampler.inpaint(
+        tokens, known, SamplingParams(**params), num_rounds=num_rounds
+    )
     return pretrained.palette.decode(tokens, pretrained.model.image_size)
 
 

@@ -26,6 +26,7 @@ class Objective(Protocol):
         name: Name in gin files and in a SavedModel's metadata.
         causal: Whether the model may attend to earlier positions only; passed to `build_model`.
         uses_labels: Whether `__call__` takes the batch's "labels". False for pretraining.
+        loss_name: What the loss counts, such as "nats per hidden token".
         score_kind: What the sum of `token_scores` over an image is: "likelihood" if it is the
             negative log-likelihood, else "pseudo-likelihood".
         generation: How a trained model completes an image: "raster order" or "in-painting".
@@ -34,6 +35,7 @@ class Objective(Protocol):
     name: str
     causal: bool
     uses_labels: bool
+    loss_name: str
     score_kind: str
     generation: str
 
@@ -108,6 +110,7 @@ class Autoregressive:
     name = "autoregressive"
     causal = True
     uses_labels = False
+    loss_name = "nats per token"
     score_kind = "likelihood"
     generation = "raster order"
 
@@ -151,6 +154,7 @@ class Masked:
     name = "masked"
     causal = False
     uses_labels = False
+    loss_name = "nats per hidden token"
     score_kind = "pseudo-likelihood"
     generation = "in-painting"
 

@@ -11,12 +11,14 @@ import os
 
 import gin
 import numpy as np
+from tqdm import tqdm
 
 from igpt_tf import files
 from igpt_tf.errors import InputError
 
 _FRACTION_BITS = 12
 _CELL = 8  # the colour table is filled in cubes of 8 x 8 x 8 colours
+_NUM_BATCHES, _BATCH_SIZE = 350, 4096  # of k-means, in pixels
 _CHUNK = 2**22  # elements of the largest temporary while filling the table
 
 
@@ -97,16 +99,18 @@ class Palette:
         """
         from sklearn.cluster import MiniBatchKMeans
 
-        colours, counts = np.unique(images.reshape(-1, 3), axis=0, return_counts=True)
+        colours, counts = _count_colours(images)
         if len(colours) < num_colours:
             raise InputError(
                 f"the images hold only {len(colours)} different colours; lower num_colours. "
                 f"Received: num_colours={num_colours}"
             )
         points = (colours / 127.5 - 1).astype("float32")
-        kmeans = MiniBatchKMeans(
-            num_colours, random_state=seed, batch_size=4096, n_init=1, reassignment_ratio=0.01
-        ).fit(points, sample_weight=counts)
+        kmeans = MiniBatchKMeans(num_colours, random_state=seed, n_init=1, reassignment_ratio=0.01)
+        shape = (_NUM_BATCHES, max(_BATCH_SIZE, num_colours))
+        batches = np.random.RandomState(seed).choice(len(points), shape, p=counts / counts.sum())
+        for rows in tqdm(batches, "k-means", unit="batch", delay=2, leave=False):
+            kmeans.partial_fit(points[rows])
         centroids = _reseed_empty(kmeans.cluster_centers_, points, counts)
         return cls(centroids[np.argsort(centroids.sum(axis=1), kind="stable")])
 
@@ -208,6 +212,16 @@ class Palette:
 def _outer_sum(red, green, blue):
     """Three float[32,V] -> float[32,32,32,V]."""
     return red[:, None, None] + green[None, :, None] + blue[None, None]
+
+
+def _count_colours(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(different colours uint8[C,3] in ascending order, number of pixels of each int[C])."""
+    counts = np.zeros(2**24, "int64")
+    for image in tqdm(images, "counting colours", unit="image", delay=2, leave=False):
+        np.add.at(counts, image.reshape(-1, 3) @ np.array([2**16, 2**8, 1]), 1)
+    codes = np.flatnonzero(counts)
+    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype("uint8")
+    return colours, counts[codes]
 
 
 def _reseed_empty(centroids, points, counts):

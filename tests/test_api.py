@@ -10,8 +10,9 @@ import pytest
 
 import igpt_tf
 from igpt_tf import api
+from igpt_tf.errors import InputError
 from igpt_tf.model import image_gpt
-from igpt_tf.objectives import Autoregressive
+from igpt_tf.objectives import Autoregressive, Masked
 from igpt_tf.sampling import params, sampler
 from igpt_tf.savedmodel.write import write_pretrained
 
@@ -40,14 +41,23 @@ def pretrained(path):
     return igpt_tf.load(path)
 
 
+@pytest.fixture(scope="module")
+def masked():
+    keras.utils.set_random_seed(1)
+    model = igpt_tf.ImageGPT(**SIZES, causal=False)
+    model.output_embedding.assign(keras.random.normal(model.output_embedding.shape))
+    return igpt_tf.Pretrained(model, igpt_tf.Palette.grey(8), {"objective": Masked().get_config()})
+
+
 @pytest.mark.parametrize("module", [api, params, sampler, image_gpt])
-def test_the_examples_in_docstrings_run(module, path, pretrained):
+def test_the_examples_in_docstrings_run(module, path, pretrained, masked):
     names = {
         "np": np,
         "keras": keras,
         "igpt_tf": igpt_tf,
         "path": path,
         "pretrained": pretrained,
+        "masked": masked,
         "images": np.zeros((3, 4, 4, 3), "uint8"),
         "model": pretrained.model,
     }
@@ -71,6 +81,30 @@ def test_results_are_those_of_the_model(pretrained):
     )
     np.testing.assert_array_equal(igpt_tf.complete(pretrained, images, 16), images)
     np.testing.assert_array_equal(igpt_tf.sample(pretrained, 1, seed=3), images[2:])
+
+
+def test_in_painting_keeps_known_pixels_and_reads_no_others(masked):
+    grey = np.random.default_rng(0).integers(0, 8, (3, 4, 4, 1)) * 255 // 7
+    images = np.repeat(grey, 3, axis=-1).astype("uint8")
+    known = np.zeros((3, 4, 4), bool)
+    known[:, :, :2] = True
+    filled = igpt_tf.inpaint(masked, images, known, seed=5, num_rounds=3)
+    np.testing.assert_array_equal(filled[known], images[known])
+    assert (filled[~known] != images[~known]).any()
+    hidden = np.where(known[..., None], images, 255).astype("uint8")
+    np.testing.assert_array_equal(
+        igpt_tf.inpaint(masked, hidden, known, seed=5, num_rounds=3), filled
+    )
+    with pytest.raises(InputError, match=r"known\.shape=\(4, 4\)"):
+        igpt_tf.inpaint(masked, images, known[0])
+
+
+def test_a_model_of_the_other_objective_is_refused(pretrained, masked):
+    images = np.zeros((1, 4, 4, 3), "uint8")
+    with pytest.raises(InputError, match="cannot in-paint"):
+        igpt_tf.inpaint(pretrained, images, np.ones((1, 4, 4), bool))
+    with pytest.raises(InputError, match="cannot sample"):
+        igpt_tf.sample(masked, 1)
 
 
 def test_importing_the_package_does_not_import_tensorflow():

@@ -406,6 +406,7 @@ def _finish(
             metric: {name: score.metrics[metric] for name, score in scores.items()}
             for metric in ("accuracy", "class_nats", "nats_per_token")
         },
+        "loss_name": fine_tuning.objective.generative.loss_name,
         "accuracy_interval": {
             name: wilson_interval(score.metrics["accuracy"], splits.sizes[name])
             for name, score in scores.items()

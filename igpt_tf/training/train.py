@@ -263,6 +263,7 @@ def _finish(
     result = {
         "step": step,
         "nats_per_token": nats,
+        "loss_name": trainer.objective.loss_name,
         "num_images": {
             name: len(examples)
             for name, examples in {"train": source.train, **splits}.items()
@@ -349,7 +350,7 @@ def _summary(result: dict) -> str:
         [f"baseline, {name.replace('_', ' ')}", f"{nats:.4f}"]
         for name, nats in result["baselines"].items()
     ]
-    return table(["pretraining", "nats/token"], rows)
+    return table(["pretraining", result["loss_name"]], rows)
 
 
 def _check_vocabulary(palette: Palette, abstract: ImageGPT) -> None:

@@ -349,8 +349,8 @@ def _refuse_changed_data(path: str, before: dict, now: dict, allow_changed_data:
         if not allow_changed_data:
             raise InputError(
                 "the data have changed since the run began, so images that were trained on may be "
-                "among the held-out ones; restore the data (with the dates of the files), choose "
-                "another workdir, or accept this with the parameter allow_changed_data=True of "
+                "among the held-out ones; restore the data, choose another "
+                "workdir, or accept this with the parameter allow_changed_data=True of "
                 f"train or finetune. Received: {difference}, workdir={path}"
             )
         logging.warning(

@@ -26,7 +26,7 @@ def test_arrays_are_identified_by_their_pixels(examples):
     assert all_differ(examples, ArrayExamples(changed), ArrayExamples(reshaped))
 
 
-def test_files_are_identified_by_path_size_date_and_how_they_are_shown(write_images):
+def test_files_are_identified_by_path_content_and_how_they_are_shown(write_images):
     paths = write_images("photos", random_images(3))
     files = FileExamples(paths, [0, 1, 2], (4, 4))
     assert files.fingerprint() == FileExamples(paths, None, (4, 4)).fingerprint()
@@ -34,7 +34,29 @@ def test_files_are_identified_by_path_size_date_and_how_they_are_shown(write_ima
     assert random.centre_cropped().fingerprint() == files.fingerprint()
     assert all_differ(files, random, FileExamples(paths, None, (4, 2)), files.take([0, 1]))
     before = files.fingerprint()
-    os.utime(paths[1], (0, 0))
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    assert files.fingerprint() != before
+
+
+def test_a_copy_of_files_with_other_dates_has_their_fingerprint(write_images, tmp_path):
+    paths = write_images("photos", random_images(3))
+    before = FileExamples(paths, None, (4, 4)).fingerprint()
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    copies = [tmp_path / "moved" / path.name for path in paths]
+    os.utime(copies[1], (0, 0))
+    assert FileExamples(copies, None, (4, 4)).fingerprint() == before
+
+
+@pytest.mark.parametrize("place", [0, 50_000, 99_999])
+def test_a_change_of_a_large_file_is_noticed(tmp_path, place):
+    path = tmp_path / "large.bmp"
+    content = bytearray(100_000)
+    path.write_bytes(content)
+    files = FileExamples([path], None, (4, 4))
+    before = files.fingerprint()
+    content[place] = 1
+    path.write_bytes(content)
     assert files.fingerprint() != before
 
 
