@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import igpt_tf
-from igpt_tf.data import source_from_description
+from igpt_tf.data import digits, source_from_description
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.plots import run_name
 from igpt_tf.objectives import objective_from_config
@@ -76,25 +76,32 @@ def test_what_is_stored_gives_the_same_files(cache, tmp_path):
 
 
 def test_half_precision_that_changes_the_loss_is_refused(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "mean_nats", lambda *_, nats=iter([1.2762, 1.2768]): next(nats))
+    losses = iter([1.2762, 1.2768])
+    monkeypatch.setattr(shipped, "mean_nats", lambda *_: next(losses))
     with pytest.raises(InputError, match="1.27620 before, 1.27680 after"):
         shipped.store("digits", str(tmp_path))
     assert not os.listdir(tmp_path)
 
 
-def test_data_with_an_absolute_path_are_refused(tmp_path):
+def write_untrained(path, data):
     network = igpt_tf.ImageGPT(
-        image_size=(4, 4), vocabulary_size=8, num_layers=1, hidden_dim=8, num_heads=1
+        image_size=(8, 8), vocabulary_size=17, num_layers=1, hidden_dim=8, num_heads=1
     )
-    data = {"name": "npz", "arguments": {"path": "/data/images.npz"}}
-    write_pretrained(
-        network,
-        igpt_tf.Palette.grey(8),
-        str(tmp_path / "1"),
-        objective={"name": "autoregressive"},
-        data=data,
-    )
-    with pytest.raises(InputError, match="relative path.*path=/data/images.npz"):
+    objective = {"name": "autoregressive"}
+    write_pretrained(network, igpt_tf.Palette.grey(17), path, objective=objective, data=data)
+
+
+def test_a_loss_that_the_saved_model_lacks_is_measured(tmp_path):
+    write_untrained(str(tmp_path / "1"), {"name": "digits", "arguments": {"heldout": 0.1}})
+    shipped.store(str(tmp_path / "1"), str(tmp_path / "stored"))
+    stored = json.loads((tmp_path / "stored" / "metadata.json").read_text())
+    assert stored["nats_per_token"] == pytest.approx(np.log(17), abs=1e-6)
+    assert stored["data"]["fingerprint"] == digits(heldout=0.1).fingerprint()
+
+
+def test_data_with_an_absolute_path_are_refused(tmp_path):
+    write_untrained(str(tmp_path / "1"), {"name": "npz", "arguments": {"path": "/data/x.npz"}})
+    with pytest.raises(InputError, match="relative path.*path=/data/x.npz"):
         shipped.store(str(tmp_path), str(tmp_path / "stored"))
 
 
