@@ -80,6 +80,6 @@ $(INSTALLED): requirements.lock requirements-cuda.lock
 	fi
 	@touch $(UNFINISHED)
 	@echo "Installing requirements.lock into .venv (once, some minutes) ..."
-	@$(PYTHON) -m pip install -q --disable-pip-version-check -r requirements.lock $(CUDA)
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --use-pep517 -r requirements.lock $(CUDA)
 	@$(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@rm $(UNFINISHED) && touch $@

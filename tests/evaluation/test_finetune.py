@@ -104,6 +104,7 @@ def test_few_labels_are_balanced_and_accuracies_have_an_interval(saved_model, tm
     steps = ("finetune.num_steps = 2", "intervals.evaluate_every = 1", "finetune.search_steps = 2")
     result = run(saved_model, tmp_path, *few, *steps, "intervals.checkpoint_every = 2")
     assert result["num_images"] == {"train": 30, "valid": 360}
+    assert result["loss_name"] == "nats per token"
     low, high = result["accuracy_interval"]["valid"]
     assert low < result["accuracy"]["valid"] < high
     assert "held-out (n=360)" in capsys.readouterr().out

@@ -185,6 +185,12 @@ def test_lengthened_run_equals_a_long_one_and_is_exported_anew_and_again(tmp_pat
         run(one, *last)
 
 
+def test_the_result_of_a_masked_run_says_what_its_loss_counts(tmp_path, capsys):
+    run(tmp_path, "train.objective = @masked()", "masked.probability = 0.15")
+    assert result(tmp_path)["loss_name"] == "nats per hidden token"
+    assert "nats per hidden token" in capsys.readouterr().out
+
+
 def save_images(folder, number):
     folder.mkdir(exist_ok=True)
     for index in range(number):
