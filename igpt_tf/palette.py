@@ -18,7 +18,6 @@ from igpt_tf.errors import InputError
 
 _FRACTION_BITS = 12
 _CELL = 8  # the colour table is filled in cubes of 8 x 8 x 8 colours
-_NUM_BATCHES, _BATCH_SIZE = 350, 4096  # of k-means, in pixels
 _CHUNK = 2**22  # elements of the largest temporary while filling the table
 
 
@@ -106,11 +105,14 @@ class Palette:
                 f"Received: num_colours={num_colours}"
             )
         points = (colours / 127.5 - 1).astype("float32")
-        kmeans = MiniBatchKMeans(num_colours, random_state=seed, n_init=1, reassignment_ratio=0.01)
-        shape = (_NUM_BATCHES, max(_BATCH_SIZE, num_colours))
-        batches = np.random.RandomState(seed).choice(len(points), shape, p=counts / counts.sum())
-        for rows in tqdm(batches, "k-means", unit="batch", delay=2, leave=False):
-            kmeans.partial_fit(points[rows])
+        kmeans = MiniBatchKMeans(
+            num_colours,
+            random_state=seed,
+            batch_size=4096,
+            n_init=1,
+            reassignment_ratio=0.01,
+            compute_labels=False,
+        ).fit(points, sample_weight=counts)
         centroids = _reseed_empty(kmeans.cluster_centers_, points, counts)
         return cls(centroids[np.argsort(centroids.sum(axis=1), kind="stable")])
 

@@ -60,6 +60,7 @@ def fit_palette(
         source = image_folder(directory=images, image_size=image_size)
     config.refuse_unread_bindings()
     train, heldout = (_choose(part, num_images, seed) for part in (source.train, source.valid))
+    print(f"k-means of {num_colours} colours in {len(train):,} images, up to some minutes ...")
     palette = Palette.fit(train, num_colours, seed)
     report = {
         "data": source.description,
