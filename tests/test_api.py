@@ -84,8 +84,8 @@ def test_results_are_those_of_the_model(pretrained):
 
 
 def test_in_painting_keeps_known_pixels_and_reads_no_others(masked):
-    grey = np.random.default_rng(0).integers(0, 8, (3, 4, 4, 1)) * 255 // 7
-    images = np.repeat(grey, 3, axis=-1).astype("uint8")
+    tokens = np.random.default_rng(0).integers(0, 8, (3, 16))
+    images = masked.palette.decode(tokens, (4, 4))
     known = np.zeros((3, 4, 4), bool)
     known[:, :, :2] = True
     filled = igpt_tf.inpaint(masked, images, known, seed=5, num_rounds=3)
