@@ -6,8 +6,8 @@ from igpt_tf.model import ImageGPT
 from igpt_tf.training.plan import flops_per_image
 
 # Beginning of the device's name -> FLOP/s of dense products in (bfloat16, TensorFloat-32), the
-# second of which TensorFlow uses for float32. The first match counts. Source: NVIDIA's data sheets of
-# the A100 (nvidia-a100-datasheet-us-nvidia-1758950), the H100 and the H200; the latter two state
+# second of which TensorFlow uses for float32. The first match counts. Source: NVIDIA's data sheets
+# of the A100 (nvidia-a100-datasheet-us-nvidia-1758950), the H100 and the H200; the latter two state
 # twice these numbers, for sparse products.
 _PEAK_FLOPS = {
     "NVIDIA H200 NVL": (835e12, 417e12),
