@@ -22,6 +22,7 @@ from igpt_tf.evaluation.splits import SPLIT_TITLES, Splits, labelled_splits, res
 from igpt_tf.files import write_json
 from igpt_tf.formatting import few_images_warning, interval_text, percent, table, wilson_interval
 from igpt_tf.model import Classifier, ImageGPT
+from igpt_tf.model.classifier import check_layer
 from igpt_tf.objectives import Joint, objective_from_config
 from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_classifier
@@ -65,6 +66,7 @@ def finetune(
     source: Source | None = None,
     augmentation: Sequence[Augmentation] = (),
     from_scratch: bool = False,
+    layer: int | None = None,
     num_masks: int = 5,
     num_train: int | None = None,
     labels_per_class: int | None = None,
@@ -93,6 +95,8 @@ def finetune(
         source: Labelled images; those that the model was trained on if None.
         augmentation: Functions (images, seeds) -> images, applied in order to training images.
         from_scratch: Whether to start from random weights of the model's shape, for comparison.
+        layer: The layer that the head reads, numbered as in `tools.linear_probe`; None for the
+            final norm.
         num_masks: Number of masks whose majority decides, for masked models.
         num_train: Number of random training images to use; all if None.
         labels_per_class: Number of random training images of each class to use, in place of
@@ -113,6 +117,7 @@ def finetune(
             "finetune.strategy=@sharded_strategy()"
         )
     model = SavedModel(saved_model)
+    check_layer(layer, model.metadata["model"]["num_layers"])
     on_device = quantizes_on_device("finetune.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
     set_precision("finetune.precision", precision)
@@ -149,6 +154,7 @@ def finetune(
             ),
             augmentation=augmentation,
             from_scratch=from_scratch,
+            layer=layer,
             masks=ensemble_masks(generative, num_masks, model.image_size),
             patience=patience,
             seed=seed,
@@ -232,6 +238,7 @@ class FineTuning:
     pipeline: InputPipeline
     augmentation: Sequence[Augmentation]
     from_scratch: bool
+    layer: int | None
     masks: np.ndarray | None
     patience: int
     seed: int
@@ -284,7 +291,9 @@ class FineTuning:
         else:
             network, _, _ = load_model(self.model.path)
         is_generative = self.objective.generative_weight > 0
-        return Classifier(network, self.splits.num_classes, generative=is_generative)
+        return Classifier(
+            network, self.splits.num_classes, generative=is_generative, layer=self.layer
+        )
 
     def _train_batches(self, first_step: int, seed: int):
         return self.pipeline.train_batches(
@@ -378,6 +387,7 @@ def _finish(
         **fine_tuning.objective.get_config(),
         "learning_rate": learning_rate,
         "from_scratch": fine_tuning.from_scratch,
+        "layer": scorer.trainer.model.layer,
     }
     class_names = source.class_names or tuple(str(label) for label in range(splits.num_classes))
     classifier = scorer.trainer.model

@@ -1,4 +1,4 @@
-"""An Image GPT that classifies: a linear head on the mean of the final norm's output."""
+"""An Image GPT that classifies: a linear head on the mean of one layer's normalised input."""
 
 import keras
 from keras import ops
@@ -7,22 +7,33 @@ from igpt_tf.errors import InputError
 from igpt_tf.model.image_gpt import ImageGPT
 
 
+def check_layer(layer: int | None, num_layers: int) -> None:
+    """Raises: InputError, if a network of that many blocks has no such layer for a head."""
+    if layer is not None and not 0 <= layer <= num_layers:
+        raise InputError(
+            f"the head reads one of the layers 0 to {num_layers}; {num_layers} is the final norm. "
+            f"Received: {layer=}"
+        )
+
+
 @keras.saving.register_keras_serializable("igpt_tf")
 class Classifier(keras.Model):
-    """logits = (mean over positions of final_norm(h_L)) @ head^T.
+    """logits = (mean over positions of norm_l(h_l)) @ head^T, by default of the final norm, l = L.
 
     Args:
         network: An `ImageGPT`, pretrained or not.
         num_classes: Number of classes C, at least 2.
-        generative: Whether the token predictions are trained too. If not, the output embedding is
-            frozen.
+        generative: Whether the token predictions are trained too. If not, the weights that only
+            they depend on are frozen.
+        layer: The layer l that the head reads, numbered as in `ImageGPT.features`: 0 to L. None for
+            the final norm, L.
         name: Name of the model.
         **kwargs: Keras' `dtype` and `trainable`.
 
     Raises:
-        InputError: Fewer than two classes.
+        InputError: Fewer than two classes, or there is no such layer.
 
-    Source: paper, sections 2.3 and 2.4; openai/image-gpt `src/model.py`, `clf/wclf`.
+    Source: paper, sections 2.3, 2.4 and 4.4; openai/image-gpt `src/model.py`, `clf/wclf`.
     """
 
     def __init__(
@@ -31,18 +42,30 @@ class Classifier(keras.Model):
         num_classes: int,
         *,
         generative: bool = True,
+        layer: int | None = None,
         name: str = "classifier",
         **kwargs,
     ):
         super().__init__(name=name, autocast=False, **kwargs)
         if num_classes < 2:
             raise InputError(f"a classifier needs at least two classes. Received: {num_classes=}")
+        check_layer(layer, network.num_layers)
         self.network = network
         self.num_classes = num_classes
         self.generative = generative
+        self.layer = network.num_layers if layer is None else layer
         self.image_size = network.image_size
-        network.output_embedding.trainable = generative
+        if not generative:
+            self._freeze_what_only_tokens_need()
         self.build((None, network.sequence_length))
+
+    def _freeze_what_only_tokens_need(self):
+        network = self.network
+        network.output_embedding.trainable = False
+        if self.layer < network.num_layers:
+            block, *later = network.blocks[self.layer :]
+            for layer in (block.attention, block.mlp_norm, block.mlp, *later, network.final_norm):
+                layer.trainable = False
 
     def build(self, input_shape):
         """Creates the head; called once by the constructor."""
@@ -62,8 +85,13 @@ class Classifier(keras.Model):
 
     def hidden_and_classes(self, tokens, masked=None):
         """Returns (final norm's output float32[B,T,D], class logits float32[B,C])."""
-        h = self.network.normalise(self.network.hidden_states(tokens, masked)[-1])
-        return h, ops.matmul(ops.mean(h, axis=1), ops.transpose(self.head))
+        network = self.network
+        states = network.hidden_states(tokens, masked)
+        final = read = network.normalise(states[-1])
+        if self.layer < network.num_layers:
+            norm = network.blocks[self.layer].attention_norm
+            read = ops.cast(norm(states[self.layer]), "float32")
+        return final, ops.matmul(ops.mean(read, axis=1), ops.transpose(self.head))
 
     def classify(self, tokens, masks=None):
         """Predicts classes; for a masked network by the majority vote of an ensemble of masks.
@@ -98,6 +126,7 @@ class Classifier(keras.Model):
             "network": keras.saving.serialize_keras_object(self.network),
             "num_classes": self.num_classes,
             "generative": self.generative,
+            "layer": self.layer,
         }
 
     @classmethod

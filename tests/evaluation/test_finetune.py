@@ -246,6 +246,7 @@ def test_only_from_scratch_starts_from_random_weights(saved_model, from_scratch)
     fine_tuning = SimpleNamespace(
         model=SavedModel(saved_model),
         from_scratch=from_scratch,
+        layer=None,
         objective=Joint(Autoregressive()),
         splits=SimpleNamespace(num_classes=10),
     )
@@ -293,6 +294,7 @@ def test_unsuitable_data_are_refused_in_one_line(saved_model, tmp_path):
         ("finetune.learning_rates = [0.0]", "above 0"),
         ("joint.generative_weight = -1.0", "0 or more"),
         ("finetune.num_steps = 0", "num_steps must be 1"),
+        ("finetune.layer = 2", "layers 0 to 1"),
         ("intervals.evaluate_every = 0", "must be measured"),
         ("build_optimizer.learning_rate = 0.1", "build_optimizer"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from igpt_tf.errors import InputError
 from igpt_tf.model import Classifier, ImageGPT
 
 SIZES = {
@@ -48,6 +49,31 @@ def test_a_saved_model_gives_the_same_logits(name, request, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(original) and loaded.get_config() == original.get_config()
     np.testing.assert_array_equal(loaded(TOKENS), original(TOKENS))
+
+
+@pytest.mark.parametrize("generative", [True, False])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_head_on_a_layer_reads_its_features_and_trains_what_it_depends_on(layer, generative):
+    network = ImageGPT(**SIZES)
+    classifier = Classifier(network, 3, layer=layer, generative=generative)
+    classifier.head.assign(keras.random.normal(classifier.head.shape))
+    expected = network.features(TOKENS)[:, layer] @ tf.transpose(classifier.head)
+    np.testing.assert_allclose(classifier(TOKENS), expected, rtol=1e-5, atol=1e-6)
+
+    variables = classifier.trainable_variables
+    assert (len(variables) == len(classifier.variables)) == generative
+    with tf.GradientTape() as tape:
+        final, logits = classifier.hidden_and_classes(TOKENS)
+        loss = tf.reduce_sum(logits**2)
+        if generative:
+            loss += tf.reduce_sum(network.token_logits(final) ** 2)
+    gradients = tape.gradient(loss, [variable.value for variable in variables])
+    assert all(gradient is not None for gradient in gradients)
+
+
+def test_a_head_on_a_layer_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="layers 0 to 2; 2 is the final norm. Received: layer=3"):
+        Classifier(ImageGPT(**SIZES), 3, layer=3)
 
 
 def test_saved_weights_give_the_same_logits(model, tmp_path):
