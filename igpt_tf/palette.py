@@ -202,13 +202,19 @@ class Palette:
         # A stable sort keeps the lowest index first. Padding by non-candidates changes no result.
         index = np.argsort(~candidates, axis=1, kind="stable")[:, :width]
         index.sort(axis=1)
-        cell = np.stack(np.unravel_index(cells, (32, 32, 32)), axis=-1)
-        inside = np.stack(np.unravel_index(np.arange(_CELL**3), (_CELL,) * 3), axis=-1)
-        pixels = (cell[:, None] * _CELL + inside).astype("int32")
-        nearness = np.matmul(pixels, colours[index].transpose(0, 2, 1)) - offsets[index][:, None]
-        tokens = np.take_along_axis(index, nearness.argmax(axis=-1), axis=1)
-        red, green, blue = cell.T
-        table[blue, :, green, :, red, :] = tokens.reshape(-1, _CELL, _CELL, _CELL).swapaxes(1, 3)
+        colours, offsets = colours[index], offsets[index]
+        red, green, blue = np.unravel_index(cells, (32, 32, 32))
+
+        def product(cell, channel):  # x.c is a sum over the channels: int32[C,_CELL,width]
+            positions = cell[:, None] * _CELL + np.arange(_CELL)
+            return positions.astype("int32")[..., None] * colours[:, None, :, channel]
+
+        reds, greens, blues = product(red, 0), product(green, 1), product(blue, 2)
+        blues -= offsets[:, None]
+        nearness = blues[:, :, None, None] + greens[:, None, :, None] + reds[:, None, None]
+        best = nearness.reshape(len(cells), -1, width).argmax(axis=-1)
+        tokens = np.take_along_axis(index, best, axis=1)
+        table[blue, :, green, :, red, :] = tokens.reshape(-1, _CELL, _CELL, _CELL)
 
 
 def _outer_sum(red, green, blue):

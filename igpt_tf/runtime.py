@@ -15,10 +15,12 @@ import sys
 import psutil
 
 import igpt_tf
+from igpt_tf.errors import InputError
 
 ENVIRONMENT_FILE = "environment.jsonl"
 _MEMORY_FRACTION = 0.9  # of the available memory that tensors may use
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+_ISA_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")  # values of ONEDNN_MAX_CPU_ISA
 _MAX_CPU_BRANCHES = 8  # each holds gradients of its own; further cores share operations
 
 
@@ -218,6 +220,34 @@ def has_accelerator() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
+
+
+def check_bfloat16(name: str) -> None:
+    """Rejects bfloat16 where oneDNN would abort the program.
+
+    TensorFlow asks oneDNN for products in bfloat16 if the processor has AVX-512, also where
+    ONEDNN_MAX_CPU_ISA excludes it.
+
+    Args:
+        name: Gin name of the setting.
+
+    Raises:
+        InputError: ONEDNN_MAX_CPU_ISA excludes AVX-512 and there is no accelerator.
+    """
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if isa in _ISA_WITHOUT_BFLOAT16 and not has_accelerator():
+        raise InputError(
+            f"{name}='mixed_bfloat16' needs AVX-512 on a CPU, which ONEDNN_MAX_CPU_ISA excludes; "
+            f"remove the variable or use 'float32'. Received: ONEDNN_MAX_CPU_ISA={isa}"
+        )
+
+
+def bfloat16_is_faster() -> bool:
+    """Whether products in bfloat16 are faster than in float32: by instructions made for them."""
+    if has_accelerator():
+        return True
+    flags = next((line for line in _lines("/proc/cpuinfo") if line.startswith("flags")), "")
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
 
 
 def use_one_thread_per_op() -> None:

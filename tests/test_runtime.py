@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from igpt_tf import runtime
+from igpt_tf.errors import InputError
 
 
 def write_files(root, **files):
@@ -128,6 +129,31 @@ def test_an_nvidia_gpu_that_tensorflow_does_not_see_is_reported(tmp_path, monkey
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     runtime.import_tensorflow()
     assert not capsys.readouterr().err
+
+
+# Precision
+
+
+@pytest.mark.parametrize("isa, is_rejected", [("avx2", True), ("AVX512_CORE", False), ("", False)])
+def test_bfloat16_is_rejected_where_onednn_would_abort(monkeypatch, isa, is_rejected):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    monkeypatch.setattr(runtime, "has_accelerator", lambda: False)
+    if is_rejected:
+        with pytest.raises(InputError, match="use 'float32'. Received: ONEDNN_MAX_CPU_ISA=AVX2"):
+            runtime.check_bfloat16("train.precision")
+    else:
+        runtime.check_bfloat16("train.precision")
+    monkeypatch.setattr(runtime, "has_accelerator", lambda: True)
+    runtime.check_bfloat16("train.precision")
+
+
+@pytest.mark.parametrize("flags, is_faster", [("avx2 avx512f", False), ("avx512_bf16", True)])
+def test_bfloat16_is_faster_with_instructions_for_it(monkeypatch, flags, is_faster):
+    monkeypatch.setattr(runtime, "has_accelerator", lambda: False)
+    monkeypatch.setattr(
+        runtime, "_lines", lambda path: ["model name: Z80", f"flags\t: sse {flags}"]
+    )
+    assert runtime.bfloat16_is_faster() == is_faster
 
 
 # CPU threads

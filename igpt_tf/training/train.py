@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from igpt_tf import config
+from igpt_tf import config, runtime
 from igpt_tf.data import Source
 from igpt_tf.data import augmentation as augmentations
 from igpt_tf.data.augmentation import Augmentation
@@ -172,6 +172,7 @@ def train(
         print(initial.summary(source.image_size))
     if dry_run:
         check_run(workdir, palette, source, allow_changed_data=allow_changed_data)
+        _print_precision_advice(precision)
         with strategy.scope():
             next(train_batches(0, seed))
             pipeline.evaluation_batches(source.valid)
@@ -320,6 +321,15 @@ def _baselines(source: Source, palette: Palette) -> dict[str, float]:
         for examples in (source.train, source.valid)
     )
     return token_baselines(train_tokens, heldout_tokens, len(palette))
+
+
+def _print_precision_advice(precision: str) -> None:
+    """Prints a line if the other precision suits the processor better; none with accelerators."""
+    is_faster = runtime.bfloat16_is_faster()
+    if precision == "mixed_bfloat16" and not is_faster:
+        print("mixed_bfloat16 is slower than float32 on processors without instructions for it")
+    elif precision == "float32" and is_faster and not runtime.has_accelerator():
+        print("train.precision = 'mixed_bfloat16' is faster on this processor from width 256 on")
 
 
 def _plan(abstract: ImageGPT, source: Source, num_steps: int, batch_size: int) -> str:

@@ -297,6 +297,8 @@ class Trainer:
 def set_precision(name: str, precision: str) -> None:
     """Sets Keras' dtype policy. `name`: gin name of the setting. Raises: InputError."""
     check_choice(name, precision, ("float32", "mixed_bfloat16"))
+    if precision == "mixed_bfloat16":
+        runtime.check_bfloat16(name)
     keras.config.set_dtype_policy(precision)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tensorflow.python.autograph.pyct import parser
 
-from igpt_tf import config
+from igpt_tf import config, runtime
 from igpt_tf.data import digits
 from igpt_tf.errors import InputError
 from igpt_tf.palette import Palette
@@ -96,6 +96,13 @@ def test_dry_run_reads_a_batch(tmp_path):
     )
     with pytest.raises(InputError, match="[a-f].png"):
         run(tmp_path / "run", *bindings, files=OWN_PALETTE, dry_run=True)
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_dry_run_says_which_precision_suits_the_processor(tmp_path, capsys, monkeypatch, is_faster):
+    monkeypatch.setattr(runtime, "bfloat16_is_faster", lambda: is_faster)
+    run(tmp_path / "run", *SHORT, dry_run=True)
+    assert ("'mixed_bfloat16' is faster on this processor" in capsys.readouterr().out) == is_faster
 
 
 def test_damaged_best_weights_are_replaced_as_the_message_states(tmp_path):
