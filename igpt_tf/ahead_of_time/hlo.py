@@ -169,7 +169,7 @@ class Module:
             if name not in user.operands or user.opcode == "parameter":
                 continue
             if user.opcode in _VIEWS:
-                total += self._bytes_read(fused, user.name) or _full_size(user.results)
+                total += 2**62 if user.is_root else self._bytes_read(fused, user.name)
             elif user.opcode in _SLICES and user.operands[0] == name:
                 total += _full_size(user.results)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:

@@ -178,7 +178,7 @@ def describe(
         and written for attention scores, arrays [images, heads, queries, keys].
         "roofline_seconds" adds, over the kernels, the longer of their arithmetic at peak and their
         memory traffic at full bandwidth; "utilisation" is the model's arithmetic in that time,
-        relative to the peak.
+        relative to the peak. "estimated_seconds" is the sum of the compiler's estimates, of a TPU.
     """
     report = {
         "device": device.name,
@@ -214,6 +214,8 @@ def describe(
         "roofline_seconds": roofline,
         "images_per_second": batch_size / roofline,
         "utilisation": report["model_flops"] / peak / roofline,
+        "estimated_seconds": device.clock_hz
+        and sum(one.count * one.cycles for one in kernels) / device.clock_hz,
         "compile_seconds": compiled.seconds,
     }
 
@@ -247,6 +249,7 @@ _ROWS = (
     ("arithmetic at peak", "compute_seconds", "duration"),
     ("memory traffic at full bandwidth", "memory_seconds", "duration"),
     ("roofline time per step", "roofline_seconds", "duration"),
+    ("the compiler's estimate", "estimated_seconds", "duration"),
     ("images/s at most", "images_per_second", "{:,.0f}"),
     ("utilisation at most", "utilisation", "percent"),
     ("compiled in", "compile_seconds", "duration"),
@@ -258,7 +261,11 @@ def format_reports(reports: list[dict]) -> str:
     first = reports[0]
     chips = f"{first['chips']} x " if first["chips"] > 1 else ""
     header = ["per device", *(f"{'with' if x['remat'] else 'without'} remat" for x in reports)]
-    rows = [[name, *(_cell(x.get(key), form) for x in reports)] for name, key, form in _ROWS]
+    rows = [
+        [name, *(_cell(x.get(key), form) for x in reports)]
+        for name, key, form in _ROWS
+        if any(x.get(key) for x in reports)
+    ]
     rows.insert(4, ["fits", *("yes" if x.get("fits") else "no" for x in reports)])
     text = (
         f"{first['parameters']:,} parameters, {first['precision']}, {chips}{first['device']} "

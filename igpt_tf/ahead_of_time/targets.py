@@ -25,6 +25,7 @@ class Target:
         compute_capability: For "cuda": (major, minor).
         accelerator_type: For "tpu": the name of a slice in Google Cloud.
         topologies: For "tpu": the compiler's name of a slice by the number of its chips, as text.
+        clock_hz: For "tpu": cycles per second, in which the compiler estimates durations.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Target:
     compute_capability: tuple[int, int] | None = None
     accelerator_type: str | None = None
     topologies: dict[str, str] | None = None
+    clock_hz: float | None = None
 
     @property
     def gpu_description(self) -> str:

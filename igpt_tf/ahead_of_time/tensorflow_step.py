@@ -14,13 +14,11 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from igpt_tf.ahead_of_time import compilers
+from igpt_tf.ahead_of_time import adam, compilers
 from igpt_tf.ahead_of_time.targets import Target
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Objective
-
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.95, 1e-8  # their values do not change the program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,7 @@ def training_program(
         weights, means, squares = (tensors[i * count : (i + 1) * count] for i in range(3))
         loss, gradients = _loss_and_gradients(model, objective, batch, others, stacks, weights)
         updated = [
-            _adam(rate, *one) for one in zip(weights, means, squares, gradients, strict=True)
+            adam.update(rate, *one) for one in zip(weights, means, squares, gradients, strict=True)
         ]
         return loss, *(x for column in zip(*updated, strict=True) for x in column)
 
@@ -232,9 +230,9 @@ class _TracedBlock:
         self._definition.node.extend(nodes)
         self._h, self._upstream, *self._weights = (x.name for x in graph.inputs)
         self._result, *self._gradients = (x.name for x in graph.outputs)
-        operations = graph.get_operations()
-        from_h = _reachable(graph.inputs[0], operations[:num_forward])
-        used = {x.name: x for op in operations[num_forward:] for x in op.inputs}
+        forward = graph.get_operations()[:num_forward]
+        from_h = _reachable(graph.inputs[0], forward)
+        used = _taken(graph.outputs[1:], {op.name for op in forward})
         self.kept = [x for name, x in used.items() if name in from_h]
 
     def forward(self, h, weights):
@@ -255,6 +253,25 @@ class _TracedBlock:
         )
 
 
+def _taken(gradients, forward: set[str]) -> dict:
+    """{name: tensor} of what the `forward` operations compute and `gradients` need.
+
+    Of a tensor and its other shapes, the backward pass computes all but the first again.
+    """
+    taken, seen, pending = {}, set(), list(gradients)
+    while pending:
+        tensor = pending.pop()
+        if tensor.op.name not in forward:
+            if tensor.op.name not in seen:
+                seen.add(tensor.op.name)
+                pending += tensor.op.inputs
+            continue
+        while tensor.op.type in ("Reshape", "Transpose", "Identity", "IdentityN"):
+            tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+        taken[tensor.name] = tensor
+    return taken
+
+
 def _reachable(tensor, operations) -> set[str]:
     """Names of the tensors that `operations`, in order, compute from `tensor`, and its own."""
     names = {tensor.name}
@@ -262,10 +279,3 @@ def _reachable(tensor, operations) -> set[str]:
         if any(x.name in names for x in op.inputs):
             names |= {x.name for x in op.outputs}
     return names
-
-
-def _adam(rate, weight, mean, square, gradient):
-    """New (weight, mean, square); the corrections of the first steps are part of the rate."""
-    mean += (gradient - mean) * (1 - _BETA_1)
-    square += (tf.square(gradient) - square) * (1 - _BETA_2)
-    return weight - rate * mean / (tf.sqrt(square) + _EPSILON), mean, square

@@ -26,7 +26,8 @@ HloModule m, is_scheduled=true
   %at = s32[] parameter(2)
   %row = f32[1,8,16]{2,1,0} bitcast(%one)
   %none = s32[] constant(0)
-  ROOT %update = f32[5,8,16]{2,1,0} dynamic-update-slice(%all, %row, %at, %none, %none)
+  %same = f32[5,8,16]{2,1,0} bitcast(%all)
+  ROOT %update = f32[5,8,16]{2,1,0} dynamic-update-slice(%same, %row, %at, %none, %none)
 }
 
 %body (state: (s32[], f32[5,32,16], bf16[8,32], f32[5,8,16])) -> (s32[], f32[5,32,16], bf16[8,32], f32[5,8,16]) {
