@@ -135,7 +135,7 @@ def attend(query, key, value, *, causal: bool):
 
     @with_gradient
     def blockwise(query, key, value):
-        blocks = _query_blocks(query.shape[2], causal)
+        blocks = query_blocks(query.shape[2], causal)
         merged = _merge_heads(_forward(query, key, value, blocks, causal))
 
         def gradient(upstream):
@@ -168,7 +168,7 @@ def _split_heads(merged, num_heads):
     return ops.transpose(heads, (0, 2, 1, 3))
 
 
-class _QueryBlock(NamedTuple):
+class QueryBlock(NamedTuple):
     """Consecutive queries and the keys that they attend to.
 
     Attributes:
@@ -182,13 +182,14 @@ class _QueryBlock(NamedTuple):
     num_keys: int
 
 
-def _query_blocks(length: int, causal: bool) -> list[_QueryBlock]:
+def query_blocks(length: int, causal: bool) -> list[QueryBlock]:
+    """The blocks of queries into which attention divides a sequence."""
     share = -(-length // (_MIN_NUM_BLOCKS * _BLOCK_MULTIPLE)) * _BLOCK_MULTIPLE
     size = min(_MAX_BLOCK_SIZE, max(_MIN_BLOCK_SIZE, share))
     blocks = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        blocks.append(_QueryBlock(start, stop - start, stop if causal else length))
+        blocks.append(QueryBlock(start, stop - start, stop if causal else length))
     return blocks
 
 

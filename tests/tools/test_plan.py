@@ -28,7 +28,7 @@ def test_the_papers_largest_run_is_planned_on_shards_without_its_data(tmp_path):
         "8 x 80 GB",
         "64 x 16 GB",
         "gathered weights",
-        "376 days",  # at 40 % of 8 x 312e12, with remat
+        "369 days",  # at 40 % of 8 x 312e12, with remat
         "Warning: the run computes in float32",
     ):
         assert text in ended.stdout, text

@@ -208,6 +208,40 @@ MEASURED = [
 ]
 
 
+S = {"image_size": (32, 32), "num_layers": 24, "hidden_dim": 512, "num_heads": 8}
+M = {"image_size": (32, 32), "num_layers": 36, "hidden_dim": 1024, "num_heads": 8}
+# (sizes, batch size, remat, bytes) by XLA of JAX 0.10.2 for an H100, in mixed_bfloat16, 2026-11-26:
+#   python -m tools.compile --gin_file=gin/runs/imagenet32_m_ar.gin --target=h100 --batch_size=32 \
+#       --gin_param='train.precision="mixed_bfloat16"'
+COMPILED = [
+    (S, 16, False, 5.98e9),
+    (S, 16, True, 1.99e9),
+    (M, 32, False, 33.46e9),
+    (M, 32, True, 11.54e9),
+    (L, 16, False, 47.55e9),
+    (L, 16, True, 25.13e9),
+]
+
+
+@pytest.mark.parametrize("sizes, batch_size, remat, compiled", COMPILED)
+def test_memory_agrees_with_the_compiler_of_a_gpu_within_20_percent(
+    sizes, batch_size, remat, compiled
+):
+    devices = planning.Devices(memory=84.9e9, flops=989e12)
+    result = plan(devices, batch_size, precision="mixed_bfloat16", **sizes)
+    setting = result["with_remat" if remat else "without_remat"]
+    planned = sum(setting["state_bytes"].values())
+    planned += batch_size * setting["activation_bytes_per_image"]
+    assert planned == pytest.approx(compiled, rel=0.2)
+
+
+@pytest.mark.parametrize("side, fraction", [(16, 5 / 8), (32, 5 / 8), (64, 17 / 32)])
+def test_queries_attend_in_the_blocks_of_the_model(side, fraction):
+    model = abstract_model(lambda: ImageGPT(**{**SIZES, "image_size": (side, side)}))
+    blocks = planning._query_blocks(model)
+    assert sum(map(planning._num_scores, blocks)) == fraction * side**4
+
+
 def step_peak(sizes, batch_size):
     """Bytes at the peak of a step, without weights and optimizer state."""
     command = [sys.executable, "-m", "tests.training.peak_memory", json.dumps(sizes)]
