@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from igpt_tf.model.attention import _query_blocks, attend
+from igpt_tf.model.attention import attend, query_blocks
 
 
 def plain(query, key, value, causal):
@@ -44,7 +44,7 @@ def test_blockwise_attention_and_its_gradients_equal_the_plain_form(length, caus
 
 @pytest.mark.parametrize("length", [16, 64, 100, 256, 400, 784, 1024, 2304, 4096])
 def test_blocks_of_queries_have_sizes_that_matrix_units_like(length):
-    blocks = _query_blocks(length, causal=True)
+    blocks = query_blocks(length, causal=True)
     assert blocks[-1].num_keys == sum(block.size for block in blocks) == length
     assert all(block.size % 32 == 0 for block in blocks[:-1])
     assert max(block.size for block in blocks) <= 256
