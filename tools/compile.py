@@ -42,6 +42,8 @@ def main() -> None:
         os.environ["KERAS_BACKEND"] = "jax"
         os.environ["KERAS_HOME"] = os.devnull
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        with runtime.suppress_stderr():
+            import tensorflow  # noqa: F401 - the modules of training need it with any backend
     else:
         runtime.import_tensorflow()
     import igpt_tf.training.train  # noqa: F401 - registers what a run file may name

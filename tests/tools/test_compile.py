@@ -59,3 +59,23 @@ def test_a_training_step_compiles_and_its_arithmetic_is_the_models(tmp_path, tar
     # The compiled step also computes the scores again in its backward pass.
     assert 1 < kept["compiled_flops"] / kept["model_flops"] < 1.1
     assert (tmp_path / f"compile_{target}_no_remat.hlo.txt").stat().st_size > 10_000
+
+
+@pytest.mark.compile
+@needs_compilers
+def test_weights_and_optimizer_state_are_divided_over_a_slice(tmp_path):
+    ended = run(
+        "--gin_file=gin/runs/digits_tiny_ar.gin",
+        "--gin_param=build_model.num_layers=2",
+        "--image_size=8",
+        "--target=h100",
+        "--chips=4",
+        "--sharded",
+        "--batch_size=8",
+        "--remat=on",
+        f"--workdir={tmp_path}",
+    )
+    assert ended.returncode == 0, ended.stderr
+    [found] = json.loads((tmp_path / "compile_h100.json").read_text())
+    # 4 does not divide the 17 colours of the palette, but the width.
+    assert found["state_bytes"] == pytest.approx(12 * found["parameters"] / 4, rel=0.01)
