@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 from tensorflow.experimental import dtensor
 
 from igpt_tf.errors import InputError
@@ -117,13 +118,12 @@ class ShardedTrainer:
         Returns:
             nats_per_token float32[]: mean over the global batch before the step.
         """
-        step = self._iterations.read_value()
-        loss, norm = self._compiled_step(self._microbatches(batch), step)
+        loss, norm = self._compiled_step(self._microbatches(batch))
         self.gradient_norm = math.nan if norm is None else local_value(norm)
         # Separate calls: DTensor does not keep the order of two updates of a variable in a graph.
         self._iterations.assign_add(1)
         if self.optimizer.weight_decay is not None or self._average:
-            self._decay_and_average(step)
+            self._decay_and_average()
         return local_value(loss)
 
     def _microbatches(self, batch: dict) -> dict:
@@ -138,7 +138,7 @@ class ShardedTrainer:
         }
 
     @tf.function(autograph=False)
-    def _compiled_step(self, microbatches: dict, step: tf.Tensor):
+    def _compiled_step(self, microbatches: dict):
         """Loss float32[], and the gradient's norm float32[] before clipping or None."""
         loss, gradients = self._loss_and_gradients({k: x[0] for k, x in microbatches.items()})
         for i in range(1, self.num_microbatches):
@@ -150,7 +150,9 @@ class ShardedTrainer:
             norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)
             gradients = [gradient * factor for gradient in gradients]
-        self._apply(gradients, step)
+        # The counter is not an argument: DTensor would compile its value into the step, and compile
+        # the step again for the next value.
+        self._apply(gradients, self._iterations.read_value())
         return loss, norm
 
     def learning_rate(self) -> float:
@@ -185,23 +187,26 @@ class ShardedTrainer:
             return self.objective(self.model, batch["tokens"], **inputs)
 
     def _run_block(self, block, h):
-        """Runs a block whose weights are gathered for each pass, and whose forward pass is repeated
-        in the backward pass.
+        """Runs a block whose weights are gathered in the forward pass and again in the backward
+        pass. With `remat` the backward pass also repeats the forward pass.
 
         The executor starts every operation whose inputs are there, so the shards of a block wait
         for its input, and in the backward pass for the gradient of its output; otherwise all blocks
         would be gathered at once. The control dependencies of `keras.remat` do not prevent this.
         """
+        shards = [self._values[weight.path] for weight in block.weights]
+        if not self.model.remat:
+            return self._run_without_remat(block, self._split(h), shards)
 
         def gathered_block(h, shards, after):
             weights = [self._gather(_wait(shard, after), h.dtype) for shard in shards]
-            values = list(zip(block.weights, weights, strict=True))
-            with keras.StatelessScope(values, initialize_variables=False):
-                return block(h)
+            with _weights_of(block, weights):
+                return self._split(block(self._split(h)))
 
         @tf.custom_gradient
         def run(h, *shards):
             def gradient(upstream):
+                upstream = self._split(upstream)
                 inputs = [tf.identity(h), *(tf.identity(shard) for shard in shards)]
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(inputs)
@@ -210,12 +215,59 @@ class ShardedTrainer:
 
             return gathered_block(h, shards, after=h), gradient
 
-        return run(h, *(self._values[weight.path] for weight in block.weights))
+        return run(h, *shards)
+
+    def _run_without_remat(self, block, h, shards):
+        """Keeps the activations of the block, but not its gathered matrices."""
+
+        @tf.custom_gradient
+        def multiply(x, kernel, shard):
+            x = self._split(x)
+
+            def gradient(upstream):
+                upstream = self._split(upstream)
+                again = self._gather(_wait(shard, upstream), x.dtype)
+                rows, columns = (tf.reshape(y, (-1, y.shape[-1])) for y in (x, upstream))
+                kernel_gradient = tf.matmul(rows, columns, transpose_a=True)
+                # Otherwise the layout of the shard's gradient would spread to x.
+                kernel_gradient = dtensor.relayout(kernel_gradient, self.strategy.replicated(2))
+                below = self._split(ops.matmul(upstream, ops.transpose(again)))
+                return below, None, tf.cast(kernel_gradient, shard.dtype)
+
+            return self._split(ops.matmul(x, kernel)), gradient
+
+        values, kernels = [], {}
+        for weight, shard in zip(block.weights, shards, strict=True):
+            if shard.shape.rank == 1:  # the gain of a norm
+                values.append(self._gather(shard, h.dtype))
+                continue
+            values.append(self._gather(_wait(tf.stop_gradient(shard), h), h.dtype))
+            kernels[weight.path] = values[-1], shard
+        with _weights_of(block, values):
+            output = block(h, matmul=lambda x, kernel: multiply(x, *kernels[kernel.path]))
+        return self._split(output)
+
+    def _split(self, x: tf.Tensor) -> tf.Tensor:
+        """Activations float[B,...], split along the batch.
+
+        Left to itself, DTensor finds layouts in which every device computes the whole batch.
+        """
+        return dtensor.relayout(x, self.strategy.batch_layout(x.shape.rank))
 
     def _gather(self, shards: tf.Tensor, dtype=None) -> tf.Tensor:
         """All shards on every device; in mixed precision cast before they are sent."""
         shards = tf.identity(shards) if dtype is None else tf.cast(shards, dtype)
-        return dtensor.relayout(shards, self.strategy.replicated(shards.shape.rank))
+        layout = self.strategy.replicated(shards.shape.rank)
+        if shards.dtype != tf.bfloat16:
+            return dtensor.relayout(shards, layout)
+
+        @tf.custom_gradient
+        def gather_bits(shards):
+            # The direct gather knows float16, but not bfloat16.
+            gathered = dtensor.relayout(tf.bitcast(shards, tf.float16), layout)
+            return tf.bitcast(gathered, tf.bfloat16), lambda upstream: upstream
+
+        return gather_bits(shards)
 
     def _apply(self, gradients: list[tf.Tensor], step: tf.Tensor) -> None:
         """Adam on the shards: it is elementwise."""
@@ -236,9 +288,10 @@ class ShardedTrainer:
             )
 
     @tf.function(autograph=False)
-    def _decay_and_average(self, step: tf.Tensor) -> None:
-        """AdamW's decay and the moving average of the weights, after the update of `step`."""
+    def _decay_and_average(self) -> None:
+        """AdamW's decay and the moving average of the weights, after the update of a step."""
         adam = self.optimizer
+        step = self._iterations.read_value() - 1
         for path, weight in self._weights.items():
             value = weight.read_value()
             if adam.decays(path):
@@ -350,6 +403,12 @@ class ShardedTrainer:
             if is_chief:
                 targets[path].assign(value)
         return model
+
+
+def _weights_of(block, weights: list[tf.Tensor]) -> keras.StatelessScope:
+    """Context in which the weights of a block have these values."""
+    values = list(zip(block.weights, weights, strict=True))
+    return keras.StatelessScope(values, initialize_variables=False)
 
 
 def _wait(shards: tf.Tensor, after: tf.Tensor) -> tf.Tensor:

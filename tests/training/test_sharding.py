@@ -99,9 +99,11 @@ def assert_same_losses(one: dict, other: dict) -> None:
         assert other[key] == pytest.approx(loss, rel=1e-5), key
 
 
-def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path):
-    four = {**OPTIONS, **SHARDED, "sharded_strategy.logical_cpus": 4}
-    processes = [start(tmp_path / "single", OPTIONS), start(tmp_path / "sharded", four)]
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path, remat):
+    options = {**OPTIONS, "build_model.remat": remat}
+    four = {**options, **SHARDED, "sharded_strategy.logical_cpus": 4}
+    processes = [start(tmp_path / "single", options), start(tmp_path / "sharded", four)]
     for process in processes:
         end(process)
     assert_same_losses(losses(tmp_path / "single"), losses(tmp_path / "sharded"))
@@ -115,6 +117,28 @@ def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path):
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("single", "sharded")
     ]
     np.testing.assert_allclose(*(list(r["nats_per_token"].values()) for r in results), rtol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.slow
+def test_each_device_computes_its_part_of_the_batch_only(remat):
+    script = [sys.executable, "-m", "tests.training.sharded_step_time"]
+    one, four = (
+        float(subprocess.check_output([*script, str(n), json.dumps({"remat": remat})], text=True))
+        for n in (1, 4)
+    )
+    assert four < 1.7 * one  # 4 if every device computes the whole batch
+
+
+def test_sharded_bfloat16_has_nearly_the_losses_of_one_device(tmp_path):
+    bfloat16 = {"train.precision": '"mixed_bfloat16"', "intervals.evaluate_every": 0}
+    four = {**bfloat16, **SHARDED, "sharded_strategy.logical_cpus": 4}
+    processes = [start(tmp_path / "single", bfloat16), start(tmp_path / "sharded", four)]
+    for process in processes:
+        end(process)
+    single, sharded = losses(tmp_path / "single"), losses(tmp_path / "sharded")
+    assert single.keys() == sharded.keys()
+    np.testing.assert_allclose(list(sharded.values()), list(single.values()), rtol=2e-3)
 
 
 @pytest.mark.parametrize(
