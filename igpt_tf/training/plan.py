@@ -172,7 +172,7 @@ def plan_run(
 
 
 def _plan_setting(model, optimizer, devices, batch_size, num_steps, precision, remat) -> dict:
-    state = state_bytes(model, optimizer, devices, precision, remat)
+    state = state_bytes(model, optimizer, devices, precision)
     per_image = activation_bytes(model, precision, remat)
     available = devices.memory * (1 - RESERVED_FRACTION) - sum(state.values())
     images = batch_size // devices.count
@@ -184,7 +184,7 @@ def _plan_setting(model, optimizer, devices, batch_size, num_steps, precision, r
         "activation_bytes_per_image": per_image,
         "largest_batch": max(0, int(available // per_image)) * devices.count,
         "gradient_accumulation_steps": steps,
-        "bytes_received_per_step": _received_bytes(model, devices, precision, remat, steps or 1),
+        "bytes_received_per_step": _received_bytes(model, devices, precision, steps or 1),
         "flops_per_step": flops,
         "seconds_per_step": seconds,
         "seconds": seconds * num_steps,
@@ -196,13 +196,12 @@ def state_bytes(
     optimizer: keras.optimizers.Optimizer,
     devices: Devices,
     precision: str,
-    remat: bool,
 ) -> dict[str, int]:
     """Bytes per device that do not depend on the batch, by what they hold.
 
     A sharded weight is divided along its first axis that divides by the devices; a weight without
-    such an axis stays whole on each. A block gathers its weights in the compute dtype when it runs;
-    without remat the backward pass needs the gathered weights of all blocks.
+    such an axis stays whole on each. A block gathers its weights in the compute dtype when it runs,
+    and again in its backward pass.
     """
     shards = devices.count if devices.sharded else 1
     held = sum(_shard_size(weight.shape, shards) for weight in model.weights)
@@ -214,8 +213,7 @@ def state_bytes(
     if devices.sharded:
         size = 2 if precision == "mixed_bfloat16" else 4
         block = model.blocks[0].count_params()
-        gathered = block if remat else model.count_params()
-        state["gathered_weights"] = size * gathered
+        state["gathered_weights"] = size * block
         state["gathered_gradients"] = size * block  # of one block, before they are divided
     elif precision == "mixed_bfloat16":
         matrices = [weight.shape for weight in model.weights if len(weight.shape) > 1]
@@ -268,16 +266,16 @@ def _accumulation_steps(
     return None
 
 
-def _received_bytes(model, devices: Devices, precision: str, remat: bool, steps: int) -> int:
+def _received_bytes(model, devices: Devices, precision: str, steps: int) -> int:
     """Bytes that a device receives per step when sharded: weights are gathered, gradients divided.
 
-    Each microbatch gathers the weights for its forward pass, with remat again for its backward
-    pass, and sums its gradients over the devices.
+    Each microbatch gathers the weights for its forward pass and for its backward pass, and sums its
+    gradients over the devices.
     """
     if not devices.sharded:
         return 0
     size = 2 if precision == "mixed_bfloat16" else 4
-    exchanges = steps * (3 if remat else 2)
+    exchanges = 3 * steps
     return exchanges * size * model.count_params() * (devices.count - 1) // devices.count
 
 

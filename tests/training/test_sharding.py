@@ -145,7 +145,7 @@ def test_sharded_bfloat16_has_nearly_the_losses_of_one_device(tmp_path):
     ("bindings", "message"),
     [
         ({"step_options.jit_compile": True}, "does not compile with XLA"),
-        ({"step_options.steps_per_execution": 4}, "one step per call"),
+        ({"step_options.steps_per_execution": 4, "intervals.log_every": 4}, "one step per call"),
         ({"build_model.hidden_dim": 30, "build_model.num_heads": 2}, "divide an axis"),
         ({"train.batch_size": 66}, "batch size must be"),
         ({"train.quantize_on": '"device"'}, "applies the palette on the host"),
