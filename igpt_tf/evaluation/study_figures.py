@@ -102,11 +102,14 @@ def _plot_sizes(
     style: str = "o-",
     label: str = "{size}: {parameters:,} weights",
 ) -> None:
-    """Plots `y` of the cells over their number `x`, a line per size."""
-    for colour, (_, own) in zip(_COLOURS, _by_size(rows), strict=False):
-        own = sorted(own, key=lambda row: row[x])
-        points = [row[x] for row in own], [y(row) for row in own]
-        axes.plot(*points, style, color=colour, label=label.format(**own[0]))
+    """Plots `y` of the cells over their number `x`, a line per size and seed, a colour per size."""
+    for colour, (_, of_size) in zip(_COLOURS, _by_size(rows), strict=False):
+        for seed in sorted({row["seed"] for row in of_size}):
+            own = [row for row in of_size if row["seed"] == seed]
+            own.sort(key=lambda row: row[x])
+            points = [row[x] for row in own], [y(row) for row in own]
+            text = None if seed > of_size[0]["seed"] else label.format(**own[0])
+            axes.plot(*points, style, color=colour, label=text)
 
 
 def _probe_percent(row: dict) -> float:
