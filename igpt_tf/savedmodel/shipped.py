@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save
 
 from igpt_tf import files, runtime
 from igpt_tf.errors import InputError
-from igpt_tf.objectives import objective_from_config
 from igpt_tf.palette import Palette
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -105,6 +104,7 @@ def store(path: str, folder: str) -> str:
         store("runs/digits/export", "igpt_tf/pretrained/digits")
     """
     from igpt_tf.data import source_from_description
+    from igpt_tf.objectives import objective_from_config
     from igpt_tf.savedmodel.load import load_model
     from igpt_tf.savedmodel.write import weight_name
 
