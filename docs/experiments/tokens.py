@@ -1,6 +1,7 @@
 """Images to token arrays for train_on_gpu.py, and its weights to a SavedModel.
 
-    python docs/experiments/tokens.py --image_folder=data/cifar10 --image_size=16 --out=data/c16.npz
+    python docs/experiments/tokens.py --image_folder=data/cifar10 --image_size=16 --images \
+        --out=data/c16.npz
     python docs/experiments/tokens.py --image_folder=data/mnist --image_size=28 --palette=grey \
         --out=data/mnist.npz
     python docs/experiments/tokens.py --image_folder=data/cifar10 --image_size=16 \
@@ -22,7 +23,7 @@ NANO = {"num_layers": 8, "hidden_dim": 128, "num_heads": 4}
 
 
 def write_tokens(path: str, source, palette: Palette, with_images: bool) -> None:
-    """Writes {split, split_labels, split_images} of a source as one .npz file."""
+    """Writes {split, split_labels} of a source as one .npz file, with images for Wide ResNets."""
     arrays = {}
     for split in ("train", "valid", "test"):
         images, labels = getattr(source, split).arrays()
@@ -58,6 +59,7 @@ def main():
     parser.add_argument("--image_folder", help="Folder with train/CLASS/* and test/CLASS/*.")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--palette", default="data/openai_palette_512.npy", help="Or grey.")
+    parser.add_argument("--images", action="store_true", help="Also the images themselves.")
     parser.add_argument("--weights", help="Weights file of train_on_gpu.py.")
     parser.add_argument("--results", help="results.json of train_on_gpu.py.")
     parser.add_argument("--name", help="Key of the model in results.json.")
@@ -72,7 +74,7 @@ def main():
             results = json.load(f)[flags.name]
         write_model(flags.out, source, palette, flags.weights, results)
     else:
-        write_tokens(flags.out, source, palette, with_images=flags.image_size == 16)
+        write_tokens(flags.out, source, palette, with_images=flags.images)
 
 
 if __name__ == "__main__":

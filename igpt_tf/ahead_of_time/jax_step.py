@@ -5,6 +5,8 @@ gathered in the compute dtype when it runs, as in `training/sharding.py`. XLA in
 collectives. The blocks run in a loop over stacked weights, as in `tensorflow_step`.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -25,7 +27,7 @@ def compile_step(
     chips: int = 1,
     sharded: bool = False,
 ) -> compilers.Compiled:
-    """Compiles a training step.
+    """Compiles a training step for devices that are not there.
 
     Args:
         target: The devices.
@@ -38,7 +40,26 @@ def compile_step(
     Raises:
         DoesNotFit: The compiler refuses the program.
     """
-    mesh = Mesh(np.array(compilers.devices(target, chips)), ("devices",))
+    devices = compilers.devices(target, chips)
+    step, arguments = training_step(devices, model, objective, batch_size, sharded)
+    return compilers.compile_lowered(target, step.lower(*arguments))
+
+
+def training_step(
+    devices: Sequence[jax.Device],
+    model: ImageGPT,
+    objective: Objective,
+    batch_size: int,
+    sharded: bool = False,
+) -> tuple[Callable, tuple]:
+    """The training step and the shapes of its arguments; see `compile_step`.
+
+    Returns:
+        (step, arguments). step(batch, rate, weights, means, squares), under `jax.jit`, returns
+        (loss, weights, means, squares) and overwrites the last three arguments. Weights are the
+        two lists of `divide_weights` in one; those of the blocks are stacked, float32[L,...].
+    """
+    mesh = Mesh(np.array(devices), ("devices",))
     whole = NamedSharding(mesh, PartitionSpec())
     divided = NamedSharding(mesh, PartitionSpec("devices"))
 
@@ -50,9 +71,7 @@ def compile_step(
         )
     )
     batch |= drawn
-    in_blocks = {id(weight) for block in model.blocks for weight in block.weights}
-    others = [weight for weight in model.trainable_variables if id(weight) not in in_blocks]
-    stacks = model.blocks[0].weights
+    others, stacks = divide_weights(model)
     shapes = [(*one.shape,) for one in others]
     shapes += [(model.num_layers, *one.shape) for one in stacks]
     shardings = [
@@ -81,14 +100,20 @@ def compile_step(
         ]
         return loss, *map(list, zip(*updated, strict=True))
 
-    compiled = jax.jit(
+    jitted = jax.jit(
         step,
         in_shardings=(divided, whole, shardings, shardings, shardings),
         out_shardings=(whole, shardings, shardings, shardings),
         donate_argnums=(2, 3, 4),
     )
-    lowered = compiled.lower(batch, jax.ShapeDtypeStruct((), jnp.float32), state, state, state)
-    return compilers.compile_lowered(target, lowered)
+    return jitted, (batch, jax.ShapeDtypeStruct((), jnp.float32), state, state, state)
+
+
+def divide_weights(model: ImageGPT) -> tuple[list, list]:
+    """(weights outside of the blocks, weights of the first block)."""
+    in_blocks = {id(weight) for block in model.blocks for weight in block.weights}
+    others = [weight for weight in model.trainable_variables if id(weight) not in in_blocks]
+    return others, model.blocks[0].weights
 
 
 def _sharding(mesh, shape, first):
