@@ -226,16 +226,23 @@ class FeatureMatrix:
 
 
 def cached_features(
-    encoder: Encoder, examples: Examples, directory: str, *, batch_size: int, title: str = ""
-) -> Features:
-    """Features of all examples; computed in one pass, or read from the cache.
+    encoders: Sequence[Encoder],
+    examples: Examples,
+    directory: str,
+    *,
+    batch_size: int,
+    title: str = "features",
+) -> list[Features]:
+    """Features of all examples, of each encoder; those that are not in the cache are computed.
+
+    All of them are computed in one pass, so that each image is decoded once.
 
     Args:
-        encoder: Applied to every image.
+        encoders: Applied to every image.
         examples: N labelled images; evaluated with the centre crop.
-        directory: The cache. Each entry is a folder named after the fingerprints of the encoder
+        directory: The cache. Each entry is a folder named after the fingerprints of an encoder
             and of the images: another model, data set or preprocessing has another entry.
-        batch_size: Images per call of the encoder.
+        batch_size: Images per call of an encoder.
         title: Title of the progress bar.
 
     Raises:
@@ -244,40 +251,51 @@ def cached_features(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a positive integer. Received: {batch_size=}")
     examples = examples.centre_cropped()  # as `evaluation_batches` crops them
-    key = hashlib.sha256(f"{encoder.fingerprint} {examples.fingerprint()}".encode())
-    folder = os.path.join(directory, key.hexdigest()[:16])
-    if not os.path.isdir(folder):
-        temporary = folder + files.TEMPORARY
+    images = examples.fingerprint()
+    keys = [f"{encoder.fingerprint} {images}".encode() for encoder in encoders]
+    folders = [os.path.join(directory, hashlib.sha256(key).hexdigest()[:16]) for key in keys]
+    missing = {
+        folder: encoder
+        for folder, encoder in zip(folders, encoders, strict=True)
+        if not os.path.isdir(folder)
+    }
+    if missing:
         try:
-            _compute(encoder, examples, temporary, batch_size, title)
-            files.replace_folder(temporary, folder)
+            _compute(missing, examples, batch_size, title)
         except OSError as error:
             raise InputError(
-                f"the features cannot be stored ({error}); free some space. Received: {folder=}"
+                f"the features cannot be stored ({error}); free some space. Received: {directory=}"
             ) from None
-    return Features(folder, examples.labels)
+    return [Features(folder, examples.labels) for folder in folders]
 
 
-def _compute(encoder: Encoder, examples: Examples, folder: str, batch_size: int, title: str):
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
+def _compute(missing: dict[str, Encoder], examples: Examples, batch_size: int, title: str):
+    """Writes the features of each encoder into its folder."""
+    writers = {}
     batches = iterate(evaluation_batches(examples, batch_size=batch_size), examples)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(tqdm(total=len(examples), unit="image", desc=title))
-        layer_files = None
         for batch in batches:
+            images = batch["images"].numpy()
             size = int(batch["weight"].numpy().sum())  # without the padding of the last batch
-            features = np.asarray(encoder.encode(batch["images"].numpy()))[:size]
-            if layer_files is None:
-                layer_files = _create(stack, folder, features, len(examples))
-            # Plain writes: pages of a memory map would count as memory of this process.
-            for layer, file in enumerate(layer_files):
-                file.write(np.ascontiguousarray(features[:, layer]).tobytes())
+            for folder, encoder in missing.items():
+                features = np.asarray(encoder.encode(images))[:size]
+                if folder not in writers:
+                    writers[folder] = _create(
+                        stack, folder + files.TEMPORARY, features, len(examples)
+                    )
+                # Plain writes: pages of a memory map would count as memory of this process.
+                for layer, file in enumerate(writers[folder]):
+                    file.write(np.ascontiguousarray(features[:, layer]).tobytes())
             progress.update(size)
+    for folder in missing:
+        files.replace_folder(folder + files.TEMPORARY, folder)
 
 
 def _create(stack: contextlib.ExitStack, folder: str, features: np.ndarray, size: int) -> list:
     """Opens one `.npy` file per layer of `features` number[B,K,D] and writes its header."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
     _, num_layers, dim = features.shape
     description = np.lib.format.dtype_to_descr(features.dtype)
     header = {"descr": description, "fortran_order": False, "shape": (size, dim)}

@@ -1,6 +1,7 @@
 """Linear probe: accuracy of linear classifiers on every layer of a model and on baselines."""
 
 import dataclasses
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -84,10 +85,12 @@ def linear_probe(
     _check_numbers(layers, num_masks, model)
     source = resolve_source(model, source, "linear_probe")
     splits = labelled_splits(source, num_train, seed)
-    probe = _Probe(splits, solver, os.path.join(workdir, "features"), batch_size)
-    network, *baselines = _encoders(model, num_masks, seed)
-    views = probe.views(*network)
-    rows = probe.layers(views, title=network[0].title)
+    encoders = _encoders(model, num_masks, seed)
+    views, *baselines = cached_views(
+        encoders, splits, os.path.join(workdir, "features"), batch_size=batch_size
+    )
+    titles = [each[0].title for each in encoders]
+    rows = probe_layers(views, splits.num_classes, solver, title=titles[0])
     best = best_row(rows)
     report = {
         "saved_model": model.path,
@@ -100,12 +103,12 @@ def linear_probe(
         "solver": solver.setting,
         "layers": rows,
         "best_layer": best,
-        "concatenated": probe.concatenated(views, best["layer"], layers),
+        "concatenated": _concatenated(views, splits.num_classes, solver, best["layer"], layers),
         "baselines": {},
     }
-    for [encoder] in baselines:
-        rows = probe.layers(probe.views(encoder), title=encoder.title)
-        report["baselines"][encoder.title.replace(" ", "_")] = {**best_row(rows), "layers": rows}
+    for views, title in zip(baselines, titles[1:], strict=True):
+        rows = probe_layers(views, splits.num_classes, solver, title=title)
+        report["baselines"][title.replace(" ", "_")] = {**best_row(rows), "layers": rows}
     files.write_json(os.path.join(workdir, "linear_probe.json"), report)
     plots.accuracy_by_layer(os.path.join(workdir, "linear_probe.png"), report)
     return report
@@ -174,49 +177,29 @@ def _check_numbers(num_layers: int, num_masks: int, model: SavedModel) -> None:
         raise InputError(f"num_masks must be 0 or more. Received: {num_masks=}")
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """What the probes of all encoders share; attributes as in `linear_probe`."""
-
-    splits: Splits
-    solver: "Solver"
-    cache: str
-    batch_size: int
-
-    def views(self, *encoders: Encoder) -> dict[str, list[Features]]:
-        return cached_views(encoders, self.splits, self.cache, batch_size=self.batch_size)
-
-    def layers(self, views: dict[str, Views], title: str) -> list[dict]:
-        return probe_layers(views, self.splits.num_classes, self.solver, title=title)
-
-    def concatenated(self, views: dict[str, Views], best: int, num_layers: int) -> dict | None:
-        if num_layers == 1:
-            return None
-        layers = neighbouring_layers(best, num_layers, views["train"][0].num_layers)
-        [row] = fit_each(
-            lambda layers: probe_one(views, layers, self.splits.num_classes, self.solver),
-            [layers],
-            f"{num_layers} layers concatenated",
-        )
-        return {"layers": layers, **row}
-
-
 def cached_views(
-    encoders: Sequence[Encoder], splits: Splits, cache: str, *, batch_size: int
-) -> dict[str, list[Features]]:
-    """Features per split: one entry per encoder, but of the training images the first alone.
+    encoders: Sequence[Sequence[Encoder]], splits: Splits, cache: str, *, batch_size: int
+) -> list[dict[str, list[Features]]]:
+    """Features per split, for each list of encoders; each split is read once for all of them.
 
-    Several encoders are the same network under different masks.
+    A list of several encoders is the same network under different masks: the training images have
+    the first alone.
     """
-    return {
-        name: [
+    views = [{} for _ in encoders]
+    for name, examples in splits:
+        chosen = [each[:1] if name == "train" else each for each in encoders]
+        found = iter(
             cached_features(
-                encoder, examples, cache, batch_size=batch_size, title=f"{encoder.title}, {name}"
+                list(itertools.chain(*chosen)),
+                examples,
+                cache,
+                batch_size=batch_size,
+                title=f"features, {SPLIT_TITLES[name]}",
             )
-            for encoder in (encoders[:1] if name == "train" else encoders)
-        ]
-        for name, examples in splits
-    }
+        )
+        for view, each in zip(views, chosen, strict=True):
+            view[name] = list(itertools.islice(found, len(each)))
+    return views
 
 
 def probe_layers(
@@ -228,6 +211,18 @@ def probe_layers(
         return {"layer": layer, **probe_one(views, [layer], num_classes, solver)}
 
     return fit_each(probe, range(views["train"][0].num_layers), title)
+
+
+def _concatenated(
+    views: dict[str, Views], num_classes: int, solver: "Solver", best: int, num_layers: int
+) -> dict | None:
+    """Probes `num_layers` layers around the best one, concatenated; None for one layer."""
+    if num_layers == 1:
+        return None
+    layers = neighbouring_layers(best, num_layers, views["train"][0].num_layers)
+    title = f"{num_layers} layers concatenated"
+    [row] = fit_each(lambda each: probe_one(views, each, num_classes, solver), [layers], title)
+    return {"layers": layers, **row}
 
 
 def probe_one(

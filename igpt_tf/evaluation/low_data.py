@@ -10,8 +10,15 @@ from igpt_tf import config, files
 from igpt_tf.data import Source
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import features, plots
-from igpt_tf.evaluation.features import FeatureMatrix, Features, cached_features
-from igpt_tf.evaluation.linear_probe import LBFGS, NO_TEST_NOTE, LinearClassifier, Solver, fit_each
+from igpt_tf.evaluation.features import FeatureMatrix, Features
+from igpt_tf.evaluation.linear_probe import (
+    LBFGS,
+    NO_TEST_NOTE,
+    LinearClassifier,
+    Solver,
+    cached_views,
+    fit_each,
+)
 from igpt_tf.evaluation.splits import (
     SPLIT_TITLES,
     check_labels_per_class,
@@ -96,13 +103,9 @@ def low_data(
         "measured_on": splits.measured_on,
         "solver": solver.setting,
     }
-    for encoder, key in zip(encoders, _ENCODERS, strict=True):
-        parts = {
-            name: cached_features(
-                encoder, examples, cache, batch_size=batch_size, title=f"{encoder.title}, {name}"
-            )
-            for name, examples in splits
-        }
+    views = cached_views([[each] for each in encoders], splits, cache, batch_size=batch_size)
+    for encoder, key, view in zip(encoders, _ENCODERS, views, strict=True):
+        parts = {name: each for name, [each] in view.items()}
         report[key] = []
         for k in labels_per_class:
             subsets = [draw_subset(splits.train.labels, k, (seed, i)) for i in range(num_subsets)]

@@ -43,7 +43,7 @@ def _counting(encoder):
 
 def test_all_layers_come_from_one_pass_and_equal_the_signature(model, examples, tmp_path):
     encoder, calls = _counting(features.pretrained_encoder(model))
-    cached = cached_features(encoder, examples, str(tmp_path), batch_size=16)
+    [cached] = cached_features([encoder], examples, str(tmp_path), batch_size=16)
     expected = model.signature("features")(images=examples.images)["features"]
     stored = np.stack([cached.open(layer) for layer in range(cached.num_layers)], axis=1)
     assert len(calls) == 4  # 50 images in batches of 16
@@ -52,10 +52,12 @@ def test_all_layers_come_from_one_pass_and_equal_the_signature(model, examples, 
 
 def test_second_call_reads_the_cache(model, examples, tmp_path):
     encoder, calls = _counting(features.pretrained_encoder(model))
-    first = cached_features(encoder, examples, str(tmp_path), batch_size=16)
+    [first] = cached_features([encoder], examples, str(tmp_path), batch_size=16)
     calls.clear()
-    second = cached_features(encoder, examples, str(tmp_path), batch_size=32)
+    both = [features.raw_pixels_encoder(), encoder]
+    pixels, second = cached_features(both, examples, str(tmp_path), batch_size=32)
     assert calls == [] and second.folder == first.folder
+    np.testing.assert_array_equal(pixels.open(0), examples.images.reshape(50, -1))
 
 
 def test_other_images_encoders_and_masks_have_cache_entries_of_their_own(
@@ -73,7 +75,8 @@ def test_other_images_encoders_and_masks_have_cache_entries_of_their_own(
         (features.pretrained_encoder(masked_model), examples),
         *((encoder, examples) for encoder in features.masked_encoders(masked_model, 2)),
     ):
-        folders.add(cached_features(encoder, images, str(tmp_path), batch_size=16).folder)
+        [cached] = cached_features([encoder], images, str(tmp_path), batch_size=16)
+        folders.add(cached.folder)
     assert len(folders) == 8
 
 
@@ -109,9 +112,12 @@ def test_interrupted_pass_is_repeated(examples, tmp_path):
     encoder = features.raw_pixels_encoder()
     with pytest.raises(KeyboardInterrupt):
         cached_features(
-            dataclasses.replace(encoder, encode=interrupted), examples, str(tmp_path), batch_size=16
+            [encoder, dataclasses.replace(encoder, fingerprint="other", encode=interrupted)],
+            examples,
+            str(tmp_path),
+            batch_size=16,
         )
-    cached = cached_features(encoder, examples, str(tmp_path), batch_size=16)
+    [cached] = cached_features([encoder], examples, str(tmp_path), batch_size=16)
     np.testing.assert_array_equal(cached.open(0), examples.images.reshape(50, -1))
     assert len(os.listdir(tmp_path)) == 1
 
@@ -136,7 +142,7 @@ def test_randomly_cropped_photographs_are_encoded_with_their_centre_crop(tmp_pat
     encoder, folders = features.raw_pixels_encoder(), []
     for crop in ("centre", "random"):
         examples = FileExamples(paths, [0, 1, 2], (8, 8), crop=crop)
-        cached = cached_features(encoder, examples, str(tmp_path / "features"), batch_size=2)
+        [cached] = cached_features([encoder], examples, str(tmp_path / "features"), batch_size=2)
         centres = examples.arrays()[0].reshape(3, -1)
         assert np.abs(cached.open(0).astype(int) - centres).max() <= 2
         folders.append(cached.folder)

@@ -13,6 +13,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.evaluation import features, linear_probe
 from igpt_tf.evaluation.features import FeatureMatrix
 from igpt_tf.evaluation.linear_probe import LBFGS, SGD
+from igpt_tf.evaluation.low_data import low_data
 from igpt_tf.formatting import few_images_warning, wilson_interval
 from tests.evaluation.tiny import write_tiny
 
@@ -160,6 +161,22 @@ def test_report_has_every_layer_and_three_baselines(common):
     low, high = (100 * bound for bound in report["best_layer"]["valid_interval"])
     assert "held-out (n=360)" in text and f"{low:.1f} to {high:.1f} %" in text
     assert "Warning" not in text
+
+
+def test_images_of_a_split_are_read_once_for_all_encoders(common, tmp_path, monkeypatch):
+    read, batches = [], features.evaluation_batches
+
+    def counting(examples, **options):
+        read.append(len(examples))
+        return batches(examples, **options)
+
+    monkeypatch.setattr(features, "evaluation_batches", counting)
+    arguments = {**common, "workdir": str(tmp_path), "solver": LBFGS(l2=[1e-1])}
+    report = linear_probe.linear_probe(**arguments)
+    assert read == [300, 360]
+    assert linear_probe.linear_probe(**arguments) == report
+    low_data(**arguments, labels_per_class=[2], num_subsets=1)
+    assert read == [300, 360]
 
 
 def test_test_split_is_reported_where_there_is_one(common):
