@@ -222,6 +222,8 @@ class Joint:
         generative: The objective on which the model was pretrained.
         generative_weight: Weight of its loss, 0 or more; 0 trains on L_CLF alone.
         classification_weight: Weight of the class' cross-entropy, above 0.
+        dropout_dim: Number of features per image for which `random_inputs` has noise; 0 without
+            dropout.
 
     Raises:
         InputError: A weight is out of range.
@@ -236,6 +238,7 @@ class Joint:
         generative: Objective,
         generative_weight: float = 1.0,
         classification_weight: float = 1.0,
+        dropout_dim: int = 0,
     ):
         if generative_weight < 0 or classification_weight <= 0:
             raise InputError(
@@ -243,13 +246,30 @@ class Joint:
                 f"loss above 0. Received: {generative_weight=}, {classification_weight=}"
             )
         self.generative = generative
-        self.random_inputs = generative.random_inputs
+        self.dropout_dim = dropout_dim
         self.generative_weight = generative_weight
         self.classification_weight = classification_weight
 
-    def __call__(self, model, tokens, labels, **random_inputs):
+    def random_inputs(self, *, seed: int, step, batch_size: int, sequence_length: int) -> dict:
+        """Those of the generative objective, and "dropout_noise" float32[B,D] with dropout."""
+        inputs = self.generative.random_inputs(
+            seed=seed, step=step, batch_size=batch_size, sequence_length=sequence_length
+        )
+        if self.dropout_dim:
+            import tensorflow as tf
+
+            inputs["dropout_noise"] = tf.random.stateless_uniform(
+                # Another stream than that of the masks, which begins with the same numbers.
+                (batch_size, self.dropout_dim),
+                seed=tf.stack([~seed, tf.cast(step, "int32")]),
+            )
+        return inputs
+
+    def __call__(self, model, tokens, labels, dropout_noise=None, **random_inputs):
         """Weighted loss float32[B] of a `Classifier` on tokens int32[B,T] and labels int32[B]."""
-        h, class_logits = model.hidden_and_classes(tokens, **random_inputs)
+        h, class_logits = model.hidden_and_classes(
+            tokens, dropout_noise=dropout_noise, **random_inputs
+        )
         loss = self.classification_weight * class_nats(class_logits, labels)
         if self.generative_weight:
             nats = self.generative.nats(model.network.token_logits(h), tokens, **random_inputs)

@@ -133,7 +133,7 @@ class Scorer:
             h, logits = model.hidden_and_classes(tokens)
             nats = generative.nats(model.network.token_logits(h), tokens)
             return *model.decide(logits[None]), nats
-        others = ("tokens", "images", "labels", "weight")
+        others = ("tokens", "images", "labels", "weight", "dropout_noise")
         random_inputs = {key: x for key, x in batch.items() if key not in others}
         probabilities, predicted = model.classify(tokens, self._masks)
         return probabilities, predicted, generative(model.network, tokens, **random_inputs)

@@ -1,6 +1,7 @@
 """`finetune`, the root of fine-tuning: tries learning rates, trains a classifier, exports it."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,15 +15,16 @@ from igpt_tf.data import Source
 from igpt_tf.data import augmentation as augmentations
 from igpt_tf.data.augmentation import Augmentation
 from igpt_tf.data.input_pipeline import InputPipeline, subset
+from igpt_tf.data.sources import Examples
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import plots
-from igpt_tf.evaluation.classifier_scores import Scorer, ensemble_masks
+from igpt_tf.evaluation.classifier_scores import Scorer, Scores, ensemble_masks
 from igpt_tf.evaluation.linear_probe import NO_TEST_NOTE
 from igpt_tf.evaluation.splits import SPLIT_TITLES, Splits, labelled_splits, resolve_source
 from igpt_tf.files import write_json
 from igpt_tf.formatting import few_images_warning, interval_text, percent, table, wilson_interval
 from igpt_tf.model import Classifier, ImageGPT
-from igpt_tf.model.classifier import check_layer
+from igpt_tf.model.classifier import check_dropout, check_layer
 from igpt_tf.objectives import Joint, objective_from_config
 from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_classifier
@@ -47,6 +49,11 @@ from igpt_tf.training.trainer import (
 )
 from igpt_tf.training.workdir import Workdir, full_disk_error, open_run
 
+_REFIT_NOTE = (
+    "The test accuracy is that of the refit on training and held-out images; the held-out accuracy "
+    "is that of the run by which its rate and number of steps were chosen."
+)
+
 
 @gin.configurable
 def finetune(
@@ -65,8 +72,10 @@ def finetune(
     patience: int = 0,
     source: Source | None = None,
     augmentation: Sequence[Augmentation] = (),
+    refit: bool = False,
     from_scratch: bool = False,
     layer: int | None = None,
+    dropout: float = 0.0,
     num_masks: int = 5,
     num_train: int | None = None,
     labels_per_class: int | None = None,
@@ -76,6 +85,10 @@ def finetune(
     allow_changed_data: bool = False,
 ) -> None:
     """Fine-tunes a pretrained model as a classifier, or continues, and exports it.
+
+    `result.json` has "accuracy" and its 95 % interval per split, the trials ("search"), and the
+    chosen "learning_rate" and "step". With "refit", the held-out accuracy is that of the run by
+    which they were chosen, and the test accuracy that of the exported classifier.
 
     Args:
         saved_model: Path of the pretrained model.
@@ -94,9 +107,13 @@ def finetune(
             never ends it early.
         source: Labelled images; those that the model was trained on if None.
         augmentation: Functions (images, seeds) -> images, applied in order to training images.
+        refit: Whether to train once more, from the same start on training and held-out images
+            together, with the chosen rate and for the number of steps of the best one, before the
+            test images are measured (section 3.1). Held-out images keep their centre crop.
         from_scratch: Whether to start from random weights of the model's shape, for comparison.
         layer: The layer that the head reads, numbered as in `tools.linear_probe`; None for the
             final norm.
+        dropout: Probability in training that a feature that the head reads is set to 0.
         num_masks: Number of masks whose majority decides, for masked models.
         num_train: Number of random training images to use; all if None.
         labels_per_class: Number of random training images of each class to use, in place of
@@ -108,7 +125,7 @@ def finetune(
     Raises:
         InputError: The configuration, the model or the data is wrong.
 
-    Source: paper, sections 2.3 and 3.4.
+    Source: paper, sections 2.3, 3.1 and 3.4.
     """
     if isinstance(strategy, ShardedStrategy):
         raise InputError(
@@ -118,13 +135,17 @@ def finetune(
         )
     model = SavedModel(saved_model)
     check_layer(layer, model.metadata["model"]["num_layers"])
+    check_dropout(dropout)
     on_device = quantizes_on_device("finetune.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
     set_precision("finetune.precision", precision)
     source = resolve_source(model, source, "finetune")
     splits = labelled_splits(source, num_train, seed, labels_per_class=labels_per_class)
+    if refit:
+        _check_refit(splits, labels_per_class)
     generative = objective_from_config(model.metadata["objective"])
-    objective = build_objective(generative=generative)
+    dropout_dim = model.metadata["model"]["hidden_dim"] if dropout else 0
+    objective = build_objective(generative=generative, dropout_dim=dropout_dim)
     search_steps = num_steps if search_steps is None else min(search_steps, num_steps)
     _check_steps(num_steps, search_steps, step_options, intervals)
     with strategies.lost_worker_error(strategy), strategy.scope():
@@ -155,6 +176,7 @@ def finetune(
             augmentation=augmentation,
             from_scratch=from_scratch,
             layer=layer,
+            dropout=dropout,
             masks=ensemble_masks(generative, num_masks, model.image_size),
             patience=patience,
             seed=seed,
@@ -163,7 +185,27 @@ def finetune(
         trials, rate = search(fine_tuning, folder, learning_rates, search_steps)
         loop, scorer = fine_tuning.run(folder, rate, num_steps)
         step = loop.checkpoints.restore_best()
-        _finish(folder, fine_tuning, scorer, source, step, rate, trials)
+        scores = fine_tuning.scores(scorer, ["valid"] if refit else ["valid", "test"])
+        if refit:
+            del loop, scorer  # one model in memory at a time
+            worker = strategies.worker_index(strategy)
+            refit_folder = Workdir(folder.shared_file("refit"), worker)
+            _, scorer = fine_tuning.run(refit_folder, rate, step, refit=True)
+            scores |= fine_tuning.scores(scorer, ["test"])
+        _finish(folder, fine_tuning, scorer, scores, source, step, rate, trials, refit)
+
+
+def _check_refit(splits: Splits, labels_per_class: int | None) -> None:
+    if splits.test is None:
+        raise InputError(
+            "a refit trains on the held-out images too, so that only test images can be measured, "
+            "and this data set has none; leave it out. Received: finetune.refit=True"
+        )
+    if labels_per_class is not None:
+        raise InputError(
+            "a refit would add the labels of all held-out images to the few; leave one of the two "
+            f"out. Received: finetune.refit=True, finetune.labels_per_class={labels_per_class}"
+        )
 
 
 def _check_steps(
@@ -239,14 +281,18 @@ class FineTuning:
     augmentation: Sequence[Augmentation]
     from_scratch: bool
     layer: int | None
+    dropout: float
     masks: np.ndarray | None
     patience: int
     seed: int
 
     def run(
-        self, folder: Workdir, learning_rate: float, num_steps: int
+        self, folder: Workdir, learning_rate: float, num_steps: int, *, refit: bool = False
     ) -> tuple[TrainingLoop, Scorer]:
-        """Takes the remaining steps of the run in `folder`."""
+        """Takes the remaining steps of the run in `folder`.
+
+        A refit trains on the held-out images too; they are not measured, and its last step counts.
+        """
         keras.utils.set_random_seed(self.seed)
         trainer = Trainer(
             self.new_classifier(),
@@ -258,24 +304,27 @@ class FineTuning:
         )
         scorer = Scorer(trainer, self.masks)
         intervals, every = self.intervals, self.step_options.steps_per_execution
+        evaluate_every = 0 if refit else intervals.evaluate_every
         heldout = subset(self.splits.valid, intervals.num_heldout_images)
         loop = TrainingLoop(
             folder,
             trainer,
-            self._train_batches,
+            functools.partial(
+                self._train_batches, self.splits.merged if refit else self.splits.train
+            ),
             [
                 Profile(intervals.profile_steps, every=every),
                 Progress(
                     intervals.log_every,
                     every=every,
-                    title=f"finetune at {learning_rate:g}",
+                    title=f"{'refit' if refit else 'finetune'} at {learning_rate:g}",
                     loss_name="loss",
                 ),
                 EvaluateClassifier(
-                    intervals.evaluate_every, self.pipeline.evaluation_batches(heldout), scorer
+                    evaluate_every, self.pipeline.evaluation_batches(heldout), scorer
                 ),
                 SaveCheckpoint(intervals.checkpoint_every),
-                StopEarly(intervals.evaluate_every, self.patience),
+                StopEarly(evaluate_every, self.patience),
             ],
             num_steps=num_steps,
             seed=self.seed,
@@ -292,12 +341,24 @@ class FineTuning:
             network, _, _ = load_model(self.model.path)
         is_generative = self.objective.generative_weight > 0
         return Classifier(
-            network, self.splits.num_classes, generative=is_generative, layer=self.layer
+            network,
+            self.splits.num_classes,
+            generative=is_generative,
+            layer=self.layer,
+            dropout=self.dropout,
         )
 
-    def _train_batches(self, first_step: int, seed: int):
+    def scores(self, scorer: Scorer, names: Sequence[str]) -> dict[str, Scores]:
+        """Scores on the splits in `names` that exist."""
+        return {
+            name: scorer.score(self.pipeline.evaluation_batches(examples))
+            for name, examples in self.splits
+            if name in names
+        }
+
+    def _train_batches(self, examples: Examples, first_step: int, seed: int):
         return self.pipeline.train_batches(
-            self.splits.train,
+            examples,
             seed=seed,
             first_step=first_step,
             augmentation=self.augmentation,
@@ -367,18 +428,15 @@ def _finish(
     folder: Workdir,
     fine_tuning: FineTuning,
     scorer: Scorer,
+    scores: dict[str, Scores],
     source: Source,
     step: int,
     learning_rate: float,
     trials: list[dict],
+    refit: bool,
 ) -> None:
-    """Scores and exports the classifier of `step`; ends the run."""
+    """Exports the classifier of `step`; ends the run."""
     splits = fine_tuning.splits
-    scores = {
-        name: scorer.score(fine_tuning.pipeline.evaluation_batches(examples))
-        for name, examples in splits
-        if name != "train"
-    }
     if not folder.is_chief:
         return
     if "test" in scores:
@@ -386,8 +444,10 @@ def _finish(
     task = {
         **fine_tuning.objective.get_config(),
         "learning_rate": learning_rate,
+        "refit": refit,
         "from_scratch": fine_tuning.from_scratch,
         "layer": scorer.trainer.model.layer,
+        "dropout": fine_tuning.dropout,
     }
     class_names = source.class_names or tuple(str(label) for label in range(splits.num_classes))
     classifier = scorer.trainer.model
@@ -402,7 +462,7 @@ def _finish(
         data={**source.description, "fingerprint": source.fingerprint()},
         class_names=class_names,
         step=step,
-        nats_per_token=scores["valid"].nats_per_token,
+        nats_per_token=scores["test" if refit else "valid"].nats_per_token,
     )
     result = {
         "saved_model": fine_tuning.model.path,
@@ -455,6 +515,7 @@ def _summary(result: dict) -> str:
     notes = [
         few_images_warning(result["num_images"][measured[-1]]),
         NO_TEST_NOTE if "test" not in measured else "",
+        _REFIT_NOTE if result["refit"] else "",
     ]
     return "\n".join([table(header, rows), *filter(None, notes)])
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from igpt_tf.data import Source, source_from_description
+from igpt_tf.data.mixture import MixedExamples
 from igpt_tf.data.sources import Examples
 from igpt_tf.errors import InputError
 from igpt_tf.savedmodel.load import SavedModel
@@ -36,6 +37,12 @@ class Splits:
             examples = getattr(self, name)
             if examples is not None:
                 yield name, examples
+
+    @property
+    def merged(self) -> Examples:
+        """Training and held-out images together; every epoch has each image once."""
+        parts = [self.train, self.valid]
+        return MixedExamples(parts, [len(part) for part in parts], labelled=True)
 
     @property
     def measured_on(self) -> str:

@@ -16,6 +16,12 @@ def check_layer(layer: int | None, num_layers: int) -> None:
         )
 
 
+def check_dropout(dropout: float) -> None:
+    """Raises: InputError, if `dropout` is no probability below 1."""
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is a probability of 0 or more, below 1. Received: {dropout=}")
+
+
 @keras.saving.register_keras_serializable("igpt_tf")
 class Classifier(keras.Model):
     """logits = (mean over positions of norm_l(h_l)) @ head^T, by default of the final norm, l = L.
@@ -27,11 +33,12 @@ class Classifier(keras.Model):
             they depend on are frozen.
         layer: The layer l that the head reads, numbered as in `ImageGPT.features`: 0 to L. None for
             the final norm, L.
+        dropout: Probability in training that a feature that the head reads is set to 0, in [0, 1).
         name: Name of the model.
         **kwargs: Keras' `dtype` and `trainable`.
 
     Raises:
-        InputError: Fewer than two classes, or there is no such layer.
+        InputError: Fewer than two classes, there is no such layer, or `dropout` is out of range.
 
     Source: paper, sections 2.3, 2.4 and 4.4; openai/image-gpt `src/model.py`, `clf/wclf`.
     """
@@ -43,6 +50,7 @@ class Classifier(keras.Model):
         *,
         generative: bool = True,
         layer: int | None = None,
+        dropout: float = 0.0,
         name: str = "classifier",
         **kwargs,
     ):
@@ -50,11 +58,14 @@ class Classifier(keras.Model):
         if num_classes < 2:
             raise InputError(f"a classifier needs at least two classes. Received: {num_classes=}")
         check_layer(layer, network.num_layers)
+        check_dropout(dropout)
         self.network = network
         self.num_classes = num_classes
         self.generative = generative
         self.layer = network.num_layers if layer is None else layer
+        self.dropout = dropout
         self.image_size = network.image_size
+        self._seeds = keras.random.SeedGenerator() if dropout else None  # for Keras' `fit`
         if not generative:
             self._freeze_what_only_tokens_need()
         self.build((None, network.sequence_length))
@@ -79,19 +90,35 @@ class Classifier(keras.Model):
         )
         self.built = True
 
-    def call(self, tokens, masked=None):
+    def call(self, tokens, masked=None, training=False):
         """Returns class logits. int32[B,T], bool[B,T] or None -> float32[B,C]."""
-        return self.hidden_and_classes(tokens, masked)[1]
+        noise = None
+        if training and self.dropout:
+            shape = (ops.shape(tokens)[0], self.network.hidden_dim)
+            noise = keras.random.uniform(shape, seed=self._seeds)
+        return self.hidden_and_classes(tokens, masked, noise)[1]
 
-    def hidden_and_classes(self, tokens, masked=None):
-        """Returns (final norm's output float32[B,T,D], class logits float32[B,C])."""
+    def hidden_and_classes(self, tokens, masked=None, dropout_noise=None):
+        """Returns (final norm's output float32[B,T,D], class logits float32[B,C]).
+
+        Args:
+            tokens: int32[B,T].
+            masked: bool[B,T] or None.
+            dropout_noise: float32[B,D], uniform in [0, 1), which decides the features that are set
+                to 0; None for none. An argument and not drawn here, so that a step is a function
+                of its inputs: a resumed run then takes the same steps.
+        """
         network = self.network
         states = network.hidden_states(tokens, masked)
         final = read = network.normalise(states[-1])
         if self.layer < network.num_layers:
             norm = network.blocks[self.layer].attention_norm
             read = ops.cast(norm(states[self.layer]), "float32")
-        return final, ops.matmul(ops.mean(read, axis=1), ops.transpose(self.head))
+        features = ops.mean(read, axis=1)
+        if dropout_noise is not None:
+            kept = ops.cast(dropout_noise >= self.dropout, "float32")
+            features = features * kept / (1 - self.dropout)
+        return final, ops.matmul(features, ops.transpose(self.head))
 
     def classify(self, tokens, masks=None):
         """Predicts classes; for a masked network by the majority vote of an ensemble of masks.
@@ -127,6 +154,7 @@ class Classifier(keras.Model):
             "num_classes": self.num_classes,
             "generative": self.generative,
             "layer": self.layer,
+            "dropout": self.dropout,
         }
 
     @classmethod

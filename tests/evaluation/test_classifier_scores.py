@@ -117,3 +117,19 @@ def test_masks_of_an_ensemble_are_constant():
     one, two = (ensemble_masks(Masked(), 5, (4, 4)) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert ensemble_masks(Autoregressive(), 5, (4, 4)) is None
+
+
+@pytest.mark.parametrize("generative", [Autoregressive(), Masked(0.3)])
+def test_dropout_is_a_function_of_seed_and_step_and_is_not_scored(generative):
+    joint, model = Joint(generative, dropout_dim=8), classifier(causal=generative.causal, head=True)
+    model.dropout = 0.5
+    batch = batch_of(joint)
+    noise = batch["dropout_noise"].numpy()
+    assert noise.shape == (8, 8) and noise.min() >= 0 and noise.max() < 1
+    np.testing.assert_array_equal(batch_of(joint)["dropout_noise"], noise)
+    assert (batch_of(joint, step=1)["dropout_noise"].numpy() != noise).all()
+    own = Trainer(model, joint, keras.optimizers.Adam(), PALETTE, batch_size=8)
+    scorer = Scorer(own, ensemble_masks(generative, 3, (4, 4)))
+    weighted = {**batch, "weight": tf.ones(8)}
+    without = {key: value for key, value in weighted.items() if key != "dropout_noise"}
+    assert scorer.score([weighted]).metrics == scorer.score([without]).metrics

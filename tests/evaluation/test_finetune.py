@@ -1,6 +1,7 @@
 """Tests of fine-tuning: it learns, it resumes, its SavedModel classifies."""
 
 import gc
+import itertools
 import json
 from types import SimpleNamespace
 from unittest import mock
@@ -17,6 +18,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.evaluation import features, scores
 from igpt_tf.evaluation.classifier_scores import Scorer, Scores
 from igpt_tf.evaluation.finetune import FineTuning, finetune, search
+from igpt_tf.evaluation.splits import labelled_splits
 from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.objectives import Autoregressive, Joint
 from igpt_tf.palette import Palette
@@ -24,6 +26,7 @@ from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.sampling.sampler import Sampler
 from igpt_tf.savedmodel.load import SavedModel, load_model
 from igpt_tf.savedmodel.write import write_pretrained
+from igpt_tf.training.loop import TrainingLoop
 from igpt_tf.training.mesh import ShardedStrategy
 from igpt_tf.training.rewinds import NonFiniteLoss
 from igpt_tf.training.workdir import Workdir
@@ -247,6 +250,7 @@ def test_only_from_scratch_starts_from_random_weights(saved_model, from_scratch)
         model=SavedModel(saved_model),
         from_scratch=from_scratch,
         layer=None,
+        dropout=0.0,
         objective=Joint(Autoregressive()),
         splits=SimpleNamespace(num_classes=10),
     )
@@ -273,6 +277,77 @@ def test_test_split_has_a_line_of_its_own(saved_model, tmp_path):
     assert lines[-1]["accuracy"] == pytest.approx(result["accuracy"]["test"], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def three_parts():
+    """A source with a test split: 96, 48 and 40 digits."""
+    whole, stops = digits().train, np.cumsum([0, 96, 48, 40])
+    parts = [whole.take(np.arange(*stop)) for stop in itertools.pairwise(stops)]
+    return Source(*parts, digits().class_names, "digits")
+
+
+REFIT = (
+    "finetune.refit = True",
+    "finetune.dropout = 0.3",
+    "finetune.learning_rates = [0.01]",
+    "finetune.num_steps = 20",
+)
+
+
+def test_a_refit_trains_on_held_out_images_too_and_resumes(
+    saved_model, three_parts, tmp_path, monkeypatch
+):
+    chosen = run(saved_model, tmp_path / "chosen", *REFIT[1:], source=three_parts)
+    result = run(saved_model, tmp_path / "whole", *REFIT, source=three_parts)
+    assert result["refit"] and not chosen["refit"] and result["dropout"] == 0.3
+    assert result["step"] == chosen["step"]
+    assert result["accuracy"]["valid"] == chosen["accuracy"]["valid"]
+    step = result["step"]
+    weights = weights_of(tmp_path / "whole" / "refit", step)
+    before = weights_of(tmp_path / "chosen", step)
+    assert any(np.abs(weights[name] - before[name]).max() > 1e-4 for name in weights)
+
+    saved = SavedModel(str(tmp_path / "whole" / "export" / str(step)))
+    images, labels = three_parts.test.arrays()
+    correct = saved.signature("classify")(images=images)["labels"] == labels
+    assert result["accuracy"]["test"] == pytest.approx(correct.mean())
+    assert saved.metadata["nats_per_token"] == pytest.approx(result["nats_per_token"]["test"])
+
+    steps, save = [], TrainingLoop.save
+
+    def dying(self):
+        save(self)
+        if self.workdir.path.endswith("refit"):
+            steps.append(self.step)
+            raise SystemExit(137)
+
+    monkeypatch.setattr(TrainingLoop, "save", dying)
+    one_by_one = "intervals.checkpoint_every = 5"
+    with pytest.raises(SystemExit):
+        run(saved_model, tmp_path / "killed", *REFIT, one_by_one, source=three_parts)
+    assert steps == [5] and step > 5
+    gc.collect()  # releases the lock, as the end of the process would
+    monkeypatch.setattr(TrainingLoop, "save", save)
+    assert run(saved_model, tmp_path / "killed", *REFIT, source=three_parts) == result
+    resumed = weights_of(tmp_path / "killed" / "refit", step)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_a_refit_with_few_labels_is_refused(saved_model, three_parts, tmp_path):
+    few = "finetune.labels_per_class = 2"
+    with pytest.raises(InputError, match="labels of all held-out images to the few"):
+        run(saved_model, tmp_path / "never", REFIT[0], few, source=three_parts)
+    assert not (tmp_path / "never").exists()
+
+
+def test_an_epoch_of_merged_splits_has_every_image_once(three_parts):
+    merged = labelled_splits(three_parts).merged
+    order = merged.order(tf.range(144, dtype=tf.int64), seed=3, shuffle=True)
+    np.testing.assert_array_equal(np.sort(order), np.arange(144))
+    expected = [three_parts.train.labels, three_parts.valid.labels]
+    np.testing.assert_array_equal(merged.labels, np.concatenate(expected))
+
+
 def test_unsuitable_data_are_refused_in_one_line(saved_model, tmp_path):
     images = np.zeros((12, 8, 8, 3), "uint8")
     sources = {
@@ -295,6 +370,8 @@ def test_unsuitable_data_are_refused_in_one_line(saved_model, tmp_path):
         ("joint.generative_weight = -1.0", "0 or more"),
         ("finetune.num_steps = 0", "num_steps must be 1"),
         ("finetune.layer = 2", "layers 0 to 1"),
+        ("finetune.dropout = 1.0", "below 1. Received: dropout=1.0"),
+        ("finetune.refit = True", "this data set has none; leave it out"),
         ("intervals.evaluate_every = 0", "must be measured"),
         ("build_optimizer.learning_rate = 0.1", "build_optimizer"),
     ],

@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def classifier(model):
-    classifier = Classifier(model, 3, generative=True)
+    classifier = Classifier(model, 3, generative=True, dropout=0.3)
     classifier.head.assign(keras.random.normal(classifier.head.shape))
     return classifier
 
@@ -74,6 +74,24 @@ def test_a_head_on_a_layer_reads_its_features_and_trains_what_it_depends_on(laye
 def test_a_head_on_a_layer_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match="layers 0 to 2; 2 is the final norm. Received: layer=3"):
         Classifier(ImageGPT(**SIZES), 3, layer=3)
+
+
+def test_dropout_sets_features_of_the_head_to_zero_in_training_only(classifier):
+    noise = np.random.default_rng(0).random((8, 16)).astype("float32")
+    features = np.asarray(classifier.network.features(TOKENS))[:, -1]
+    head = classifier.head.numpy().T
+    _, dropped = classifier.hidden_and_classes(TOKENS, dropout_noise=noise)
+    np.testing.assert_allclose(
+        dropped, np.where(noise < 0.3, 0, features / 0.7) @ head, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(classifier(TOKENS), features @ head, rtol=1e-4, atol=1e-5)
+    first, second = (np.asarray(classifier(TOKENS, training=True)) for _ in range(2))
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_dropout_of_everything_is_refused():
+    with pytest.raises(InputError, match="below 1. Received: dropout=1"):
+        Classifier(ImageGPT(**SIZES), 3, dropout=1)
 
 
 def test_saved_weights_give_the_same_logits(model, tmp_path):
