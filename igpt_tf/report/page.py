@@ -98,7 +98,7 @@ def render(run: RunFolder) -> str:
         tiles=tiles,
         sections={title: blocks for title, blocks in sections.items() if blocks},
         commands={title: _command(run, tool_results.TOOLS[title]) for title in missing},
-        now=datetime.datetime.now().isoformat(sep=" ", timespec="minutes"),
+        now=_time(datetime.datetime.now()),
     )
     return html.encode("utf-8", "replace").decode()  # names of files need not be Unicode
 
@@ -107,7 +107,7 @@ def _state(run: RunFolder) -> str:
     if run.result:
         return "finished"
     steps = run.bindings.get("train.num_steps") or run.bindings.get("finetune.num_steps")
-    return f"unfinished: step {run.last_step:,}" + (f" of {steps}" if steps else "")
+    return f"unfinished: step {run.last_step:,}" + (f" of {_grouped(steps)}" if steps else "")
 
 
 def _tiles(run: RunFolder) -> list[tuple[str, str]]:
@@ -137,14 +137,16 @@ def _what_was_run(run: RunFolder) -> list[dict]:
     size = _size(run.metadata) if run.metadata else run.bindings.get(f"{source}.image_size")
     images = run.result.num_images if run.result else {}
     rows = [
-        ("first start", start and run.starts[0].started),
+        ("first start", start and _time(run.starts[0].started)),
         ("starts", len(run.starts) if len(run.starts) > 1 else None),
         ("data", source),
         ("folder", run.bindings.get(f"{source}.directory", "").strip("'")),
         ("image size", size),
         ("images", ", ".join(f"{count:,} {part_name(part)}" for part, count in images.items())),
     ]
-    rows += [(name, run.bindings.get(key, "").strip("@()'")) for key, name in _SETTINGS.items()]
+    for key, name in _SETTINGS.items():
+        value = run.bindings.get(key, "").strip("@()'")
+        rows.append((name, value if name == "seed" else _grouped(value)))
     if start:
         rows.append(("versions", ", ".join(f"{k} {v}" for k, v in start.versions.items())))
     if hardware:
@@ -280,6 +282,16 @@ def _loss_name(run: RunFolder) -> str:
     """The loss of a masked model covers hidden tokens only: another quantity than its score."""
     is_masked = "masked" in run.bindings.get("train.objective", "")
     return "nats/hidden token" if is_masked else "nats/token"
+
+
+def _grouped(value: str) -> str:
+    """ "1500" -> "1,500"; other values as they are."""
+    return f"{int(value):,}" if value.isdecimal() else value
+
+
+def _time(time: datetime.datetime | None) -> str:
+    """ "24 November 2026, 10:11 UTC"."""
+    return f"{time:%-d %B %Y, %H:%M %Z}".strip() if time else ""
 
 
 def _size(metadata: dict) -> str:

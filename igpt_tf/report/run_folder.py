@@ -1,6 +1,7 @@
 """The files of a run's folder, validated. A file that cannot be read is recorded, not raised."""
 
 import base64
+import datetime
 import glob
 import os
 import re
@@ -54,7 +55,7 @@ class Hardware(Struct):
 class Start(Struct):
     """A line of environment.jsonl."""
 
-    started: str = ""
+    started: datetime.datetime | None = None
     command: str = ""
     versions: dict[str, str] = {}
     hardware: Hardware | None = None
@@ -80,6 +81,7 @@ class Result(Struct):
     generative_weight: Number | None = None
     classification_weight: Number | None = None
     from_scratch: bool = False
+    refit: bool = False
 
 
 class _ToolResult(Struct, kw_only=True):

@@ -193,6 +193,7 @@ def _spread(row, part: str) -> str:
 
 def _finetuning(found: Found) -> list[str]:
     result = found.content
+    test = _with_interval(result.accuracy.get("test"), result.accuracy_interval.get("test"))
     return [
         found.folder,
         "untrained network" if result.from_scratch else "pretrained network",
@@ -200,8 +201,7 @@ def _finetuning(found: Found) -> list[str]:
         _number(result.learning_rate),
         f"{result.step:,}",
         _with_interval(result.accuracy.get("valid"), result.accuracy_interval.get("valid")),
-        _with_interval(result.accuracy.get("test"), result.accuracy_interval.get("test"))
-        or "no test part",
+        test + ", refit with the held-out images" * result.refit if test else "no test part",
     ]
 
 

@@ -76,7 +76,7 @@ def unfinished(tmp_path):
     """A run of some steps, without a result."""
     run = tmp_path / "run"
     config = (
-        "train.num_steps = 900\ntrain.source = @image_folder()\ntrain.batch_size = 64\n"
+        "train.num_steps = 9000\ntrain.source = @image_folder()\ntrain.batch_size = 64\n"
         "image_folder.directory = 'pictures'\nimage_folder.image_size = (8, 8)\n"
     )
     write(run / "operative_config.gin", config)
@@ -98,7 +98,7 @@ def finished(unfinished):
     result = {"step": 100, "nats_per_token": nats, "baselines": baselines, "parameters": 1234}
     result["num_images"] = {"train": 1437, "valid": 360}
     write(run / "result.json", result)
-    start = {"started": "2026-01-01", "command": HOSTILE, "versions": {"keras": "3"}}
+    start = {"started": "2026-01-02T13:45:06+00:00", "command": HOSTILE, "versions": {"keras": "3"}}
     hardware = {"cpu": "Abacus", "cores": 2, "memory_gb": 24.0, "accelerators": []}
     write(run / "environment.jsonl", lines({**start, "hardware": hardware}))
     model = {"image_size": [8, 8], "vocabulary_size": 17, "num_layers": 1, "hidden_dim": 8}
@@ -122,7 +122,8 @@ def finished(unfinished):
     write(run / "low_data" / "low_data.json", {**common, **few})
     tuned = {"generative_weight": 1, "classification_weight": 1, "learning_rate": 0.003}
     tuned["accuracy_interval"] = {"valid": [0.61, 0.97]}
-    tuned |= {"from_scratch": True, "step": 50, "accuracy": {"valid": 0.875}}
+    tuned |= {"from_scratch": True, "step": 50, "accuracy": {"valid": 0.875, "test": 0.75}}
+    tuned["refit"] = True
     write(run / "finetune" / "result.json", tuned)
     return run
 
@@ -133,6 +134,8 @@ def test_a_finished_run_is_shown_completely(finished):
         "finished",
         "Abacus",
         "keras 3",
+        "2 January 2026, 13:45 UTC",
+        "9,000",
         "pictures",
         "8x8",
         "1,437 training, 360 held-out",
@@ -141,6 +144,7 @@ def test_a_finished_run_is_shown_completely(finished):
         "43.0 % ± 2.1",
         "untrained network",
         "87.5 % (61.0 to 97.0 %)",
+        "75.0 %, refit with the held-out images",
         "50",
         "measured on 5 images only",
         "digits {'heldout': 0.2}",
@@ -186,7 +190,7 @@ def test_text_of_files_is_escaped(finished):
 
 def test_an_unfinished_run_shows_what_is_missing(unfinished):
     text = parse(write_report(str(unfinished))).text
-    assert "unfinished: step 100 of 900" in text
+    assert "unfinished: step 100 of 9,000" in text
     assert "The end of the run measures the baselines." in text
     assert "Command and hardware are not recorded: there is no environment.jsonl." in text
     assert f"Not measured yet: {', '.join(TOOLS)}" in text
