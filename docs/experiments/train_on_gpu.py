@@ -29,7 +29,7 @@ import numpy as np
 import probe
 
 from igpt_tf.model import Classifier, ImageGPT
-from igpt_tf.model import wide_resnet as supervised
+from igpt_tf.model.wide_resnet import wide_resnet
 from igpt_tf.objectives import Autoregressive, Joint, Masked
 
 START = time.time()
@@ -367,7 +367,7 @@ def finetune(
 def train_wide_resnets(run, data, *, num_steps, few_steps, subsets):
     """WRN-16-4 on all labels and on 4, 25 and 400 per class."""
     images = data["train_images"]
-    model = supervised.wide_resnet(image_size=images.shape[1:3], num_classes=10)
+    model = wide_resnet(image_size=images.shape[1:3], num_classes=10)
 
     def loss(images, labels, key):
         logits = model(images, training=True)
@@ -486,38 +486,21 @@ def cifar32(run, data, scale: float):
     run.record("few labels", rows=[task.result() for task in few])
 
 
-def mnist16(run, data, scale: float):
+def mnist(run, data, scale: float):
     """28x28: the small model in 16 greys."""
-    _mnist(
+    pretrain(
         run,
         "greys16",
         {"train": data["train"] // 16, "test": data["test"] // 16},
+        objective=Autoregressive(),
         sizes={"num_layers": 8, "hidden_dim": 16, "num_heads": 2, "vocabulary_size": 16},
         peak=0.01,
+        batch_size=64,
+        ratio=10_000,
         budget=25 * scale,
+        padding=0,
+        flip=False,
     )
-
-
-def mnist256(run, data, scale: float):
-    """28x28 in all 256 greys, which loses nothing: nats / ln 2 are bits per dimension."""
-    sizes = {**NANO, "vocabulary_size": 256}
-    _mnist(run, "greys256", data, sizes=sizes, peak=0.003, budget=90 * scale)
-
-
-def _mnist(run, name, data, **arguments):
-    common = {"objective": Autoregressive(), "batch_size": 64, "padding": 0, "flip": False}
-    pretrain(run, name, data, ratio=10_000, **common, **arguments)
-
-
-def transfer(run, data, scale: float, weights: str):
-    """Probes of a network of 16x16 images on another data set."""
-    pool = ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn"))
-    network = pretrained_nano(weights)
-    tasks = start_probes(pool, network, data, "/tmp/transfer")
-    untrained = ImageGPT(image_size=(16, 16), causal=True, **NANO, vocabulary_size=512)
-    others = start_probes(pool, untrained, data, "/tmp/untrained")
-    run.record("probe", rows=[task.result() for task in tasks])
-    run.record("probe of an untrained network", rows=[task.result() for task in others])
 
 
 def finetune16(run, data, scale: float, weights: str):
@@ -525,31 +508,16 @@ def finetune16(run, data, scale: float, weights: str):
     settings = {"batch_size": 128, "padding": 2, "num_steps": max(1, round(32 * scale)) * CHUNK}
     settings |= {"peaks": (3e-3, 2e-3, 1e-3), "seeds": (0, 1, 2)}
     for name, generative in (("joint", True), ("classes_alone", False)):
-        network = pretrained_nano(weights)
+        network = ImageGPT(image_size=(16, 16), causal=True, **NANO, vocabulary_size=512)
+        network.load_weights(weights)
         finetune(run, name, network, data, generative=generative, **settings)
-
-
-def pretrained_nano(weights: str) -> ImageGPT:
-    """The network of 16x16 images with the weights of a file that this program wrote."""
-    network = ImageGPT(image_size=(16, 16), causal=True, **NANO, vocabulary_size=512)
-    network.load_weights(weights)
-    return network
-
-
-def wide_resnet(run, data, scale: float):
-    """The supervised baseline alone, on images of any size."""
-    num_steps, few_steps = (max(1, round(chunks * scale)) * CHUNK for chunks in (80, 20))
-    train_wide_resnets(run, data, num_steps=num_steps, few_steps=few_steps, subsets=3)
 
 
 EXPERIMENTS = {
     "cifar16": cifar16,
     "cifar32": cifar32,
-    "mnist16": mnist16,
-    "mnist256": mnist256,
-    "transfer": transfer,
+    "mnist": mnist,
     "finetune16": finetune16,
-    "wide_resnet": wide_resnet,
 }
 
 
@@ -560,13 +528,13 @@ def main():
     parser.add_argument("--data", required=True, help="Arrays written by tokens.py.")
     parser.add_argument("--out", required=True, help="Folder for results.json and weights.")
     parser.add_argument("--scale", type=float, default=1.0, help="Factor of all budgets.")
-    parser.add_argument("--weights", help="Pretrained 16x16 network: transfer and finetune16.")
+    parser.add_argument("--weights", help="Network of cifar16, for finetune16.")
     flags = parser.parse_args()
     keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
-    pretrained = {"weights": flags.weights} if flags.weights else {}
-    experiment = EXPERIMENTS[flags.experiment]
-    experiment(Run(flags.out), load_data(flags.data), flags.scale, **pretrained)
+    arguments = [Run(flags.out), load_data(flags.data), flags.scale]
+    arguments += [flags.weights] if flags.weights else []
+    EXPERIMENTS[flags.experiment](*arguments)
 
 
 if __name__ == "__main__":
