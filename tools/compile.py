@@ -1,11 +1,12 @@
-"""Compiles the training step of a run for a TPU or GPU that this machine does not have.
+"""Compiles what a run does for a TPU or GPU that this machine does not have.
 
 python -m tools.compile --gin_file=gin/runs/imagenet32_s_ar.gin --target=h100 --batch_size=64
 
-Prints the memory per device, arithmetic, memory traffic and the time that both allow, with and
-without remat. Needs requirements-compile.txt (`make compile` installs it) and no data.
---search_batch looks for the largest batch that fits. --chips=16 --sharded compiles the Keras layers
-on JAX for a slice over which weights and optimizer state are divided.
+Prints the memory per device, arithmetic, memory traffic and the time that both allow, of a training
+step with and without remat; with --program=sampling, of the sampling of new images. Needs
+requirements-compile.txt (`make compile` installs it) and no data. --search_batch looks for the
+largest batch that fits. --chips=16 --sharded compiles the Keras layers on JAX for a slice over
+which weights and optimizer state are divided.
 """
 
 import os
@@ -18,6 +19,7 @@ from igpt_tf.errors import InputError
 
 flags.DEFINE_string("target", None, f"Device to compile for: {', '.join(targets.names())}.")
 flags.DEFINE_integer("batch_size", None, "Images per step of all chips; the run's by default.", 1)
+flags.DEFINE_enum("program", "training", ["training", "sampling"], "What is compiled.")
 flags.DEFINE_integer("chips", 1, "Number of devices.", 1)
 flags.DEFINE_bool("sharded", False, "Divide weights and optimizer state over the devices.")
 flags.DEFINE_enum("remat", "both", ["both", "off", "on"], "Settings of build_model.remat.")
@@ -55,12 +57,14 @@ def main() -> None:
     if size is None:
         raise InputError("the run file does not state the image size; pass --image_size")
     config.copy_bindings("train", "compile_run", _FROM_TRAIN)
+    config.copy_bindings("step_options", "compile_run", ["gradient_accumulation_steps"])
     settings = {"both": (False, True), "off": (False,), "on": (True,)}
     given = cli.flag_values("batch_size", "workdir")
     with runtime.suppress_stderr():
         reports = report.compile_run(
             target=flag.target,
             image_size=size,
+            program=flag.program,
             chips=flag.chips,
             sharded=flag.sharded,
             remat=settings[flag.remat],

@@ -6,6 +6,9 @@ Models that do not fit one device are sharded: weights, gradients and optimizer 
 over the devices. Several sets of devices are planned one after the other:
   python -m tools.plan --gin_file=gin/runs/web64_xl_ar.gin --flops=312e12 \
       --memory_gb=80,40,16 --shards=8,16,64
+--compile_for=h100 also asks the compiler of that device for the memory of a step, and takes the
+device's memory and FLOP/s where no flags give them (`tools.compile` lists the devices).
+
 Without --flops, this machine is measured for a second. The time assumes that training reaches the
 fraction --utilisation of the FLOP/s.
 """
@@ -13,13 +16,14 @@ fraction --utilisation of the FLOP/s.
 from absl import flags
 
 from igpt_tf import cli, config, files, runtime
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, check_choice
 
 flags.DEFINE_list("memory_gb", None, "Memory per device in GB (10^9 bytes); several with commas.")
 flags.DEFINE_float("flops", None, "Peak FLOP/s per device in the run's precision.", 1, 1e30)
 flags.DEFINE_float("utilisation", 0.4, "Fraction of the FLOP/s that training is assumed to reach.")
 flags.DEFINE_integer("replicas", 1, "Number of devices, each of which holds the whole model.", 1)
 flags.DEFINE_list("shards", None, "Number of devices that share the model; one per --memory_gb.")
+flags.DEFINE_string("compile_for", None, "Device of tools.compile, whose compiler is asked.")
 flags.DEFINE_integer("image_size", None, "Height and width, if the run file does not state it.", 1)
 flags.DEFINE_string("workdir", None, "Folder for plan.json; none is written without it.")
 
@@ -35,14 +39,17 @@ _FROM_TRAIN = [
 
 def main() -> None:
     """Runs `plan` with flags and the bindings of a run file."""
-    cli.require_flags("gin_file", "memory_gb")
     flag = flags.FLAGS
-    memory = [_number("memory_gb", text) for text in flag.memory_gb]
+    cli.require_flags("gin_file", *(() if flag.compile_for else ("memory_gb",)))
+    target = flag.compile_for and _target(flag)
+    memory = [_number("memory_gb", text) for text in flag.memory_gb or ()] or [
+        target.memory_bytes / 1e9
+    ]
     counts = [_number("shards", text) for text in flag.shards or ()]
     if counts and (len(counts) != len(memory) or flag.replicas > 1):
         raise InputError(
             "--shards takes one number per --memory_gb, and excludes --replicas. Received: "
-            f"memory_gb={','.join(flag.memory_gb)}, shards={','.join(flag.shards)}, "
+            f"memory_gb={','.join(flag.memory_gb or ())}, shards={','.join(flag.shards)}, "
             f"replicas={flag.replicas}"
         )
     if flag.workdir:
@@ -53,17 +60,27 @@ def main() -> None:
 
     config.parse_flags()
     size = (flag.image_size, flag.image_size) if flag.image_size else planning.bound_image_size()
+    if target and size is None:
+        raise InputError("the run file does not state the image size; pass --image_size")
     config.copy_bindings("train", "plan", _FROM_TRAIN if size else [*_FROM_TRAIN, "source"])
     precision = config.bound("plan.precision") or "float32"
     flops, warnings = flag.flops, planning.precision_warnings(flag.flops or 0, precision)
-    if flops is None:
+    if flops is None and target:
+        check_choice("train.precision", precision, planning.PRECISIONS)
+        flops = target.flops[precision]
+    elif flops is None:
         flops, warnings = planning.measure_flops(precision)
     devices = [
         planning.Devices(gigabytes * 1e9, flops, flag.utilisation, int(count), bool(counts))
         for gigabytes, count in zip(memory, counts or [flag.replicas] * len(memory), strict=True)
     ]
     try:
-        plans = planning.plan(devices=devices, image_size=size, workdir=flag.workdir)
+        plans = planning.plan(
+            devices=devices,
+            image_size=size,
+            compiled_bytes=target and _compiled_bytes(flag.compile_for, size),
+            workdir=flag.workdir,
+        )
     except InputError as error:
         if size:
             raise
@@ -72,6 +89,40 @@ def main() -> None:
     print("\n\n".join(map(planning.format_plan, plans)))
     for warning in warnings:
         print(f"Warning: {warning}.")
+
+
+def _target(flag):
+    """The target of --compile_for, its compiler prepared."""
+    from igpt_tf.ahead_of_time import compilers, targets
+
+    target = targets.load(flag.compile_for)
+    if flag.shards or flag.replicas > 1:
+        raise InputError(
+            "--compile_for plans for one device; tools.compile --chips compiles for several. "
+            f"Received: compile_for={flag.compile_for}, replicas={flag.replicas}"
+        )
+    compilers.prepare(target)
+    return target
+
+
+def _compiled_bytes(target: str, size: tuple[int, int]):
+    """See `plan`."""
+    from igpt_tf.ahead_of_time import report
+
+    config.copy_bindings("train", "compile_run", ["objective", "build_model", "precision"])
+
+    def compiled_bytes(batch_size, steps, remat):
+        with runtime.suppress_stderr():
+            [found] = report.compile_run(
+                target=target,
+                image_size=size,
+                batch_size=batch_size,
+                gradient_accumulation_steps=steps,
+                remat=(remat,),
+            )
+        return found.get("peak_bytes")
+
+    return compiled_bytes
 
 
 def _number(name: str, text: str) -> float:

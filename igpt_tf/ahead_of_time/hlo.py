@@ -65,7 +65,7 @@ class Kernel(NamedTuple):
     Attributes:
         name: Its name.
         count: How often it runs.
-        in_loop: Whether it is part of a loop.
+        depth: Number of loops around it.
         flops: Floating-point operations of its products, per run.
         read: (Array, bytes read) of each input, per run.
         written: (Array, bytes written) of each result, per run.
@@ -74,7 +74,7 @@ class Kernel(NamedTuple):
 
     name: str
     count: int
-    in_loop: bool
+    depth: int
     flops: int
     read: list[tuple[Array, int]]
     written: list[tuple[Array, int]]
@@ -91,11 +91,9 @@ class Module:
 
     Args:
         text: The module as XLA prints it.
-        trip_count: How often the loops run of which the module does not say it (on TPUs, all).
     """
 
-    def __init__(self, text: str, trip_count: int = 1):
-        self._trip_count = trip_count
+    def __init__(self, text: str):
         self._computations: dict[str, dict[str, Instruction]] = {}
         self._entry = None
         instructions = {}
@@ -110,29 +108,40 @@ class Module:
 
     def kernels(self) -> Iterator[Kernel]:
         """Yields the kernels of the module in the order in which they run."""
-        yield from self._kernels(self._entry, 1, False)
+        yield from self._kernels(self._entry, 1, 0)
 
-    def _kernels(self, computation: str, count: int, in_loop: bool) -> Iterator[Kernel]:
+    def _kernels(self, computation: str, count: int, depth: int) -> Iterator[Kernel]:
         instructions = self._computations[computation]
         for one in instructions.values():
             if one.opcode == "while":
-                times = count * self._trips(one)
-                yield from self._kernels(_called(one, "body"), times, True)
+                times = count * self._trips(one, instructions)
+                yield from self._kernels(_called(one, "body"), times, depth + 1)
             elif one.opcode in ("call", "async-start"):
                 called = _called(one, "to_apply") or _called(one, "calls")
-                yield from self._kernels(called, count, in_loop)
+                yield from self._kernels(called, count, depth)
             elif one.opcode == "conditional":
                 for branch in re.findall(r"%([\w.-]+)", one.attributes.split("metadata")[0]):
                     if branch in self._computations:
-                        yield from self._kernels(branch, count, in_loop)
+                        yield from self._kernels(branch, count, depth)
             elif one.opcode not in _FREE and "AllocateBuffer" not in one.attributes:
-                yield self._kernel(one, instructions, count, in_loop)
+                yield self._kernel(one, instructions, count, depth)
 
-    def _trips(self, loop: Instruction) -> int:
-        found = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-        return int(found[1]) if found else self._trip_count
+    def _trips(self, loop: Instruction, instructions: dict[str, Instruction]) -> int:
+        """How often a loop runs. The compiler of a TPU does not say it, but has its limits."""
+        if found := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(found[1])
+        condition = self._computations[_called(loop, "condition")]
+        [compare] = [one for one in condition.values() if one.is_root]
+        counter, limit = (condition[name] for name in compare.operands)
+        index = int(re.search(r"index=(\d+)", counter.attributes)[1])
+        first = instructions[instructions[loop.operands[0]].operands[index]]
+        while first.opcode != "constant":
+            first = instructions[first.operands[0]]
+        if "direction=LT" not in compare.attributes:
+            raise ValueError(f"unknown form of a loop: {compare}")
+        return int(limit.operands[0]) - int(first.operands[0])
 
-    def _kernel(self, one, instructions, count, in_loop) -> Kernel:
+    def _kernel(self, one, instructions, count, depth) -> Kernel:
         inputs = [instructions[name].results for name in one.operands if name in instructions]
         inputs = [arrays[0] if len(arrays) == 1 else None for arrays in inputs]
         written = [(array, array.num_bytes) for array in one.results]
@@ -158,9 +167,8 @@ class Module:
                 read, update = read[1:2], inputs[1]
                 written = [(one.results[0], min(written[0][1], _full_size([update])))]
         cycles = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
-        return Kernel(
-            one.name, count, in_loop, flops, read, written, int(cycles[1]) if cycles else 0
-        )
+        cycles = int(cycles[1]) if cycles else 0
+        return Kernel(one.name, count, depth, flops, read, written, cycles)
 
     def _bytes_read(self, fused: dict[str, Instruction], name: str) -> int:
         """Bytes that a fusion reads of an array: slices of it, or all of it."""
@@ -203,8 +211,10 @@ def _parse(root, name, rest) -> Instruction:
         for dtype, dims, layout in _ARRAY.findall(results)
     ]
     # A parameter has its number: with leading zeros, text is in the order of the arguments.
-    is_parameter = opcode == "parameter"
-    names = [operands.zfill(6)] if is_parameter else re.findall(r"%([\w.-]+)", operands)
+    if opcode in ("parameter", "constant"):
+        names = [operands.zfill(6)]
+    else:
+        names = re.findall(r"%([\w.-]+)", operands)
     return Instruction(name, bool(root), arrays, opcode, names, attributes)
 
 

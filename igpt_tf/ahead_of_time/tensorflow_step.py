@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from igpt_tf.ahead_of_time import adam, compilers
 from igpt_tf.ahead_of_time.targets import Target
-from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Objective
 
@@ -39,23 +38,20 @@ def compile_step(
     model: ImageGPT,
     objective: Objective,
     batch_size: int,
-    chips: int = 1,
-    sharded: bool = False,
+    microbatches: int = 1,
 ) -> compilers.Compiled:
-    """Compiles a training step for one device.
-
-    Raises:
-        InputError: More than one device is asked for.
-        DoesNotFit: The compiler refuses the program.
-    """
-    if chips > 1 or sharded:
-        raise InputError(f"TensorFlow's step compiles for one device. Received: {chips=}")
-    program = training_program(model, objective, batch_size)
+    """Compiles a training step for one device. Raises: DoesNotFit."""
+    program = training_program(model, objective, batch_size, microbatches)
     return compilers.compile_hlo(target, program.hlo, program.donated)
 
 
 def training_program(
-    model: ImageGPT, objective: Objective, batch_size: int, *, scan: bool = True
+    model: ImageGPT,
+    objective: Objective,
+    batch_size: int,
+    microbatches: int = 1,
+    *,
+    scan: bool = True,
 ) -> Program:
     """Traces a training step.
 
@@ -63,6 +59,7 @@ def training_program(
         model: An `abstract_model`.
         objective: The objective.
         batch_size: Images per step.
+        microbatches: Equal parts of the batch, whose gradients are added one after another.
         scan: Whether the blocks run in a loop; otherwise the program holds each of them.
 
     Returns:
@@ -83,7 +80,12 @@ def training_program(
         batch = dict(zip(names, tensors, strict=False))
         rate, *tensors = tensors[len(names) :]
         weights, means, squares = (tensors[i * count : (i + 1) * count] for i in range(3))
-        loss, gradients = _loss_and_gradients(model, objective, batch, others, stacks, weights)
+        loss, gradients = _accumulate(
+            lambda part: _loss_and_gradients(model, objective, part, others, stacks, weights),
+            batch,
+            weights,
+            microbatches,
+        )
         updated = [
             adam.update(rate, *one) for one in zip(weights, means, squares, gradients, strict=True)
         ]
@@ -95,6 +97,25 @@ def training_program(
     first = len(names) + 1
     donated = tuple((first + i, 1 + i) for i in range(3 * count))
     return Program(hlo, donated)
+
+
+def _accumulate(loss_and_gradients, batch, weights, microbatches):
+    """Mean loss and gradients of equal parts of a batch, in a loop."""
+    if microbatches == 1:
+        return loss_and_gradients(batch)
+    parts = {name: tf.reshape(x, (microbatches, -1, *x.shape[1:])) for name, x in batch.items()}
+
+    def add(index, *sums):
+        loss, gradients = loss_and_gradients({name: x[index] for name, x in parts.items()})
+        return index + 1, *(a + b for a, b in zip(sums, (loss, *gradients), strict=True))
+
+    _, *sums = tf.while_loop(
+        lambda index, *_: index < microbatches,
+        add,
+        (tf.constant(0), tf.zeros([]), *map(tf.zeros_like, weights)),
+    )
+    loss, *gradients = (x / microbatches for x in sums)
+    return loss, gradients
 
 
 def _weights(model, scan):
@@ -171,15 +192,16 @@ def _loop(model, stacks):
             weights = [_unstack(x) for x in stacks]
             sums = [tf.TensorArray(x.dtype, depth, element_shape=x.shape[1:]) for x in stacks]
 
-            def backward(index, upstream, sums):
+            def backward(count, upstream, sums):
+                index = depth - 1 - count
                 upstream, *new = traced.backward(
                     upstream, [one.read(index) for one in (*weights, *old)]
                 )
                 sums = [one.write(index, x) for one, x in zip(sums, new, strict=True)]
-                return index - 1, upstream, sums
+                return count + 1, upstream, sums
 
             _, below, sums = tf.while_loop(
-                lambda index, *_: index >= 0, backward, (tf.constant(depth - 1), upstream, sums)
+                lambda count, *_: count < depth, backward, (tf.constant(0), upstream, sums)
             )
             return below, *(one.stack() for one in sums)
 

@@ -90,6 +90,7 @@ def plan(
     precision: str = "float32",
     image_size: tuple[int, int] | None = None,
     source: Source | None = None,
+    compiled_bytes: Callable[[int, int, bool], int | None] | None = None,
     workdir: str | None = None,
 ) -> list[dict]:
     """Plans a run on each of several sets of devices.
@@ -104,6 +105,8 @@ def plan(
         precision: "float32" or "mixed_bfloat16".
         image_size: (H, W).
         source: Data set whose image size is used if `image_size` is None.
+        compiled_bytes: Function (batch size, gradient accumulation steps, remat) -> memory of a
+            step as a compiler counts it, None if it does not fit. Stored as "compiled_bytes".
         workdir: Folder for `plan.json`; None for no file.
 
     Returns:
@@ -121,6 +124,10 @@ def plan(
     optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=0)
     run = {"batch_size": batch_size, "num_steps": num_steps, "precision": precision}
     plans = [plan_run(model, optimizer, one, **run) for one in devices]
+    for one in plans if compiled_bytes else ():
+        for name, remat in (("without_remat", False), ("with_remat", True)):
+            if steps := one[name]["gradient_accumulation_steps"]:
+                one[name]["compiled_bytes"] = compiled_bytes(batch_size, steps, remat)
     if workdir:
         files.write_json(os.path.join(workdir, "plan.json"), plans)
     return plans
@@ -178,10 +185,16 @@ def _plan_setting(model, optimizer, devices, batch_size, num_steps, precision, r
     images = batch_size // devices.count
     flops = batch_size * flops_per_image(model, remat)
     seconds = flops / (devices.flops * devices.utilisation * devices.count)
-    steps = _accumulation_steps(images, per_image, available, state["gradients"])
+
+    def activations(steps):  # the sum of the gradients is held beside those of the microbatch
+        return per_image * images / steps + (state["gradients"] if steps > 1 else 0)
+
+    divisors = (number for number in range(1, images + 1) if images % number == 0)
+    steps = next((number for number in divisors if activations(number) <= available), None)
     return {
         "state_bytes": state,
         "activation_bytes_per_image": per_image,
+        "total_bytes": steps and sum(state.values()) + activations(steps),
         "largest_batch": max(0, int(available // per_image)) * devices.count,
         "gradient_accumulation_steps": steps,
         "bytes_received_per_step": _received_bytes(model, devices, precision, steps or 1),
@@ -253,17 +266,6 @@ def activation_bytes(model: ImageGPT, precision: str, remat: bool) -> float:
         kept = position * (KEPT_PER_BLOCK_WITH_REMAT * model.num_layers + KEPT_PER_BLOCK)
     heads = position * HEAD_TENSORS + scores * SCORE_TENSORS
     return kept + max(position * MLP_TENSORS, heads, logits * LOGITS_TENSORS)
-
-
-def _accumulation_steps(
-    images: int, per_image: float, available: float, gradients: int
-) -> int | None:
-    """The least number of equal microbatches of a device's images that fit; None if none fit."""
-    for steps in (number for number in range(1, images + 1) if images % number == 0):
-        # The sum of the gradients is held beside those of the current microbatch.
-        if per_image * images / steps + (gradients if steps > 1 else 0) <= available:
-            return steps
-    return None
 
 
 def _received_bytes(model, devices: Devices, precision: str, steps: int) -> int:
@@ -367,6 +369,10 @@ def format_plan(plan: dict) -> str:
             *(x["gradient_accumulation_steps"] or "does not fit" for x in settings),
         ],
     ]
+    for label, name in (("total", "total_bytes"), ("total by the compiler", "compiled_bytes")):
+        if any(name in one for one in settings):
+            totals = (one.get(name) for one in settings)
+            rows.append([label, *(formatting.size(x) if x else "does not fit" for x in totals)])
     if devices["sharded"]:
         received = [formatting.size(x["bytes_received_per_step"]) for x in settings]
         rows.append(["received per device and step", *received])

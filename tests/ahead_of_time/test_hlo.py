@@ -43,11 +43,18 @@ HloModule m, is_scheduled=true
 
 %condition (state.1: (s32[], f32[5,32,16], bf16[8,32], f32[5,8,16])) -> pred[] {
   %state.1 = (s32[], f32[5,32,16]{2,1,0}, bf16[8,32]{1,0}, f32[5,8,16]{2,1,0}) parameter(0)
-  ROOT %less = pred[] constant(true)
+  %j = s32[] get-tuple-element(%state.1), index=0
+  %limit = s32[] constant(9)
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
 }
 
-ENTRY %main (start: (s32[], f32[5,32,16], bf16[8,32], f32[5,8,16])) -> f32[5,8,16] {
-  %start = (s32[], f32[5,32,16]{2,1,0}, bf16[8,32]{1,0}, f32[5,8,16]{2,1,0}) parameter(0)
+ENTRY %main (x.1: f32[5,32,16], y.1: bf16[8,32], z.1: f32[5,8,16]) -> f32[5,8,16] {
+  %x.1 = f32[5,32,16]{2,1,0} parameter(0)
+  %y.1 = bf16[8,32]{1,0} parameter(1)
+  %z.1 = f32[5,8,16]{2,1,0} parameter(2)
+  %two = s32[] constant(2)
+  %first = s32[] bitcast(%two)
+  %start = (s32[], f32[5,32,16]{2,1,0}, bf16[8,32]{1,0}, f32[5,8,16]{2,1,0}) tuple(%first, %x.1, %y.1, %z.1)
   %while = (s32[], f32[5,32,16]{2,1,0}, bf16[8,32]{1,0}, f32[5,8,16]{2,1,0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %last = f32[5,8,16]{2,1,0} get-tuple-element(%while), index=3
   ROOT %sum = f32[5,8,16]{2,1,0} add(%last, %last)
@@ -57,19 +64,19 @@ ENTRY %main (start: (s32[], f32[5,32,16], bf16[8,32], f32[5,8,16])) -> f32[5,8,1
 
 def test_kernels_in_a_loop_count_as_often_as_it_runs_and_slices_count_as_slices():
     product, write, add = Module(GPU).kernels()
-    assert (product.count, product.in_loop, product.flops) == (5, True, 2 * 8 * 16 * 32)
+    assert (product.count, product.depth, product.flops) == (5, 1, 2 * 8 * 16 * 32)
     slice_of_stack, index, x = (size for _, size in product.read)
     assert (slice_of_stack, index, x) == (32 * 16 * 4, 4, 8 * 32 * 2)
     assert [size for _, size in product.written] == [8 * 16 * 4]
     # The stack of results is updated in place: one row is read and written.
     assert [size for _, size in write.read] == [0, 8 * 16 * 4, 4]
     assert [size for _, size in write.written] == [8 * 16 * 4]
-    assert (add.count, add.in_loop, add.num_bytes) == (1, False, 3 * 5 * 8 * 16 * 4)
+    assert (add.count, add.depth, add.num_bytes) == (1, 0, 3 * 5 * 8 * 16 * 4)
 
 
-def test_loops_of_unknown_length_run_as_often_as_the_caller_says():
+def test_without_the_compilers_count_a_loop_runs_from_its_first_index_to_its_limit():
     unknown = GPU.replace('backend_config={"known_trip_count":{"n":"5"}}', "metadata={}")
-    assert next(Module(unknown, trip_count=7).kernels()).count == 7
+    assert next(Module(unknown).kernels()).count == 9 - 2
 
 
 TPU = """

@@ -75,6 +75,20 @@ def test_time_is_bounded_by_arithmetic_and_memory_traffic():
     assert "NVIDIA H100 SXM 80 GB (84.94 GB)" in text and "1.00 GB" in text
 
 
+def test_sampling_is_reported_per_image_and_pixel():
+    found = report.describe_sampling(H100, small_model(), compiled(1e9), 4, "mixed_bfloat16")
+    moved = 2 * 16 * 256 * 64 * 2 + 16 * 256 * 256 * 4
+    assert found["bytes_moved_per_image_and_pixel"] == moved / 4 / 256
+    assert found["kernels_per_pixel"] == 1 / 256
+    assert "sampling" in report.format_reports([found])
+
+
+def test_scores_are_those_of_a_microbatch():
+    four = report.describe(H100, small_model(), compiled(1e9), 16, "float32", microbatches=4)
+    whole = report.describe(H100, small_model(), compiled(1e9), 16, "float32")
+    assert (four["scores_bytes"], whole["scores_bytes"]) == (16 * 256 * 256 * 4, 0)
+
+
 def test_a_program_that_the_compiler_refuses_is_reported_with_its_words():
     model = small_model(remat=True)
     found = report.describe(H100, model, None, 4, "float32", error="used 17G of 15.75G hbm")

@@ -65,6 +65,31 @@ def test_blocks_in_a_loop_have_the_loss_and_gradients_of_the_model(objective, re
             )
 
 
+def test_microbatches_in_a_loop_have_the_loss_and_gradients_of_the_batch():
+    model = ImageGPT(**SIZES)
+    model.output_embedding.assign(keras.random.normal((16, 32), seed=1))
+    others, stacks = tensorflow_step._weights(model, scan=True)
+    weights = [one.value for one in others]
+    weights += [tf.stack([b.weights[i].value for b in model.blocks]) for i in range(len(stacks))]
+    batch = {"tokens": tf.random.uniform((4, 256), 0, 16, tf.int32, seed=2)}
+
+    @tf.function(autograph=False, jit_compile=True)
+    def compute(microbatches):
+        return tensorflow_step._accumulate(
+            lambda part: tensorflow_step._loss_and_gradients(
+                model, Autoregressive(), part, others, stacks, weights
+            ),
+            batch,
+            weights,
+            microbatches,
+        )
+
+    whole, parts = compute(1), compute(2)
+    assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-6)
+    for one, other in zip(whole[1], parts[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
+
+
 def test_the_graph_does_not_grow_with_the_depth():
     def num_bytes(depth):
         model = abstract_model(lambda: ImageGPT(**{**SIZES, "num_layers": depth}))

@@ -1,5 +1,6 @@
 """Tests of tools.plan: a run file suffices, its data need not exist."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -65,12 +66,36 @@ def test_an_image_size_that_only_absent_data_know_is_asked_for(tmp_path):
             "one number per --memory_gb",
         ),
         ("gin/runs/digits_tiny_ar.gin", ["--memory_gb=80", "--shards=eight"], "takes numbers"),
+        ("gin/runs/digits_tiny_ar.gin", ["--compile_for=h1000"], "unknown target"),
+        ("gin/runs/digits_tiny_ar.gin", ["--compile_for=h100", "--replicas=2"], "one device"),
     ],
 )
 def test_wrong_flags_are_rejected_in_one_line(gin_file, flags, message):
     ended = _run(f"--gin_file={gin_file}", *flags)
     assert ended.returncode == 2 and message in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+DIGITS = ["--gin_file=gin/runs/digits_tiny_ar.gin", "--image_size=8"]
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("jax")), reason="jax is installed")
+def test_without_the_compilers_one_line_names_what_to_install():
+    ended = _run(*DIGITS, "--compile_for=h100")
+    assert ended.returncode == 2 and "requirements-compile.txt" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.compile
+@pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="needs requirements-compile.txt")
+def test_the_compiler_of_a_device_says_what_the_planned_step_needs(tmp_path):
+    ended = _run(*DIGITS, "--compile_for=h100", f"--workdir={tmp_path}")
+    assert ended.returncode == 0, ended.stderr
+    assert "on 1 x 84.943 GB" in ended.stdout and "total by the compiler" in ended.stdout
+    [plan] = json.loads((tmp_path / "plan.json").read_text())
+    for setting in (plan["without_remat"], plan["with_remat"]):
+        # Adam's state, and less than the formula, whose activations are those of larger models.
+        assert 12 * plan["parameters"] < setting["compiled_bytes"] < 2 * setting["total_bytes"]
 
 
 @pytest.mark.parametrize(

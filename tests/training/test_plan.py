@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT, abstract_model
+from igpt_tf.objectives import Autoregressive
 from igpt_tf.training import plan as planning
 from igpt_tf.training.optimization import build_optimizer
 
@@ -143,6 +144,32 @@ def test_the_largest_batch_fits_and_one_image_more_does_not():
         available = 0.9e9 - sum(result[setting]["state_bytes"].values())
         assert image * largest <= available < image * (largest + 1)
     assert result["with_remat"]["largest_batch"] > 1.5 * result["without_remat"]["largest_batch"]
+
+
+def test_a_compiler_is_asked_for_the_step_that_is_planned():
+    asked = []
+
+    def compiled_bytes(*step):
+        asked.append(step)
+        return 123_000_000
+
+    devices = [planning.Devices(memory=0.4e9, flops=1e12)]
+    [found] = planning.plan(
+        devices=devices,
+        objective=Autoregressive(),
+        build_model=lambda **options: ImageGPT(**{**SIZES, **options}),
+        build_optimizer=lambda **_: keras.optimizers.Adam(),
+        batch_size=64,
+        num_steps=1000,
+        image_size=(16, 16),
+        compiled_bytes=compiled_bytes,
+    )
+    settings = [found["without_remat"], found["with_remat"]]
+    steps = [one["gradient_accumulation_steps"] for one in settings]
+    assert asked == [(64, steps[0], False), (64, steps[1], True)] and steps[0] > steps[1]
+    assert all(one["total_bytes"] <= 0.36e9 for one in settings)
+    assert [one["compiled_bytes"] for one in settings] == [123_000_000] * 2
+    assert re.search("total by the compiler +123.0 MB +123.0 MB", planning.format_plan(found))
 
 
 def test_accumulation_steps_are_the_least_that_fit():
