@@ -2,8 +2,10 @@
 
 from unittest import mock
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from igpt_tf import runtime
 from igpt_tf.errors import InputError
@@ -13,6 +15,7 @@ from igpt_tf.sampling.decoding import (
     PackedKernels,
     cache_bytes,
     invert_cdf,
+    matmul_with_cast_kernels,
     peak_bytes,
     random_uniforms,
     segment_length,
@@ -375,6 +378,35 @@ def test_a_product_with_packed_kernels_equals_the_product_with_the_kernel(model)
     kernel = model.blocks[1].mlp.input_kernel
     product = PackedKernels(model, PackedKernels.pack(model)).matmul(x, kernel)
     np.testing.assert_allclose(product, x @ np.asarray(kernel), rtol=1e-5, atol=1e-6)
+
+
+def test_in_mixed_precision_kernels_are_cast_before_the_loop_over_pixels():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = _model()
+        run = tf.function(lambda seed: sample(model, 2, seed=seed), autograph=False)
+        graph = run.get_concrete_function(tf.constant(0)).graph.as_graph_def(add_shapes=True)
+
+        def casts(nodes):
+            """Shapes of the matrices that are cast to bfloat16."""
+            cast = [one for one in nodes if one.op == "Cast"]
+            cast = [one for one in cast if one.attr["DstT"].type == tf.bfloat16.as_datatype_enum]
+            shapes = [one.attr["_output_shapes"].list.shape[0].dim for one in cast]
+            return [tuple(d.size for d in one) for one in shapes if len(one) == 2]
+
+        kernels = [(24, 72), (24, 24), (24, 96), (96, 24)] * 2
+        assert casts(graph.node) == kernels
+        assert casts([node for one in graph.library.function for node in one.node_def]) == []
+
+        def decode(matmul):
+            uniforms = random_uniforms(tf.constant([4, 5]), LENGTH)
+            decoder = Decoder(model, invert_cdf, uniforms, False, "bfloat16", matmul)
+            return tf.function(decoder.decode, autograph=False)(tf.zeros([2, LENGTH], tf.int32), 0)
+
+        found = decode(matmul_with_cast_kernels(model))
+        np.testing.assert_array_equal(found, decode(keras.ops.matmul))
+    finally:
+        keras.config.set_dtype_policy("float32")
 
 
 def test_packed_kernels_serve_products_with_few_rows_only():

@@ -186,7 +186,7 @@ class PackedKernels:
     _MAX_ROWS = 32  # with more rows, packs are no faster; a single row needs no copy
 
     def __init__(self, model: ImageGPT, packs: list):
-        kernels = self._kernels(model)
+        kernels = _block_kernels(model)
         self._packs = {id(kernel): one for kernel, one in zip(kernels, packs, strict=True)}
 
     @classmethod
@@ -198,7 +198,7 @@ class PackedKernels:
     def pack(cls, model: ImageGPT) -> list:
         """Returns float[N/P,K,P] of every kernel float[K,N] of the blocks, with P columns each."""
         packs = []
-        for kernel in cls._kernels(model):
+        for kernel in _block_kernels(model):
             rows, columns = kernel.shape
             size = next(p for p in range(min(cls._NUM_COLUMNS, columns), 0, -1) if columns % p == 0)
             split = ops.reshape(kernel, (rows, columns // size, size))
@@ -213,10 +213,23 @@ class PackedKernels:
         columns = ops.transpose(ops.matmul(rows, packs), (1, 0, 2))
         return ops.reshape(columns, (-1, 1, kernel.shape[1]))
 
-    @staticmethod
-    def _kernels(model):
-        layers = [layer for block in model.blocks for layer in (block.attention, block.mlp)]
-        return [kernel for layer in layers for kernel in layer.weights]
+
+def matmul_with_cast_kernels(model: ImageGPT) -> Callable:
+    """Function (x, kernel) -> x @ kernel whose kernels are cast to the compute dtype here, once.
+
+    In mixed precision the layers cast a kernel wherever they use it, which is once per pixel.
+    """
+    if model.compute_dtype == model.variable_dtype:
+        return ops.matmul
+    kernels = {
+        id(kernel): ops.cast(kernel, model.compute_dtype) for kernel in _block_kernels(model)
+    }
+    return lambda x, kernel: ops.matmul(x, kernels[id(kernel)])
+
+
+def _block_kernels(model):
+    layers = [layer for block in model.blocks for layer in (block.attention, block.mlp)]
+    return [kernel for layer in layers for kernel in layer.weights]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from igpt_tf import runtime
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
-from igpt_tf.sampling.decoding import Decoder, PackedKernels, choose_tokens, random_uniforms
+from igpt_tf.sampling.decoding import (
+    Decoder,
+    PackedKernels,
+    choose_tokens,
+    matmul_with_cast_kernels,
+    random_uniforms,
+)
 from igpt_tf.sampling.inpainting import inpaint_in_rounds
 from igpt_tf.sampling.params import (
     PLAIN_SAMPLING,
@@ -93,7 +98,10 @@ def complete(
         known = tf.broadcast_to(tf.range(model.sequence_length) < num_given, tf.shape(tokens))
         return inpaint_in_rounds(model, tokens, known, seeds, NUM_ROUNDS, choose)
     uniforms = random_uniforms(seeds, model.sequence_length)
-    matmul = PackedKernels(model, packed_kernels).matmul if packed_kernels else ops.matmul
+    if packed_kernels:
+        matmul = PackedKernels(model, packed_kernels).matmul
+    else:
+        matmul = matmul_with_cast_kernels(model)
     decoder = Decoder(model, choose, uniforms, xla, cache_dtype or model.compute_dtype, matmul)
     return decoder.decode(tokens, num_given)
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-SMALL = ["--gin_file=gin/runs/imagenet32_s_ar.gin", "--gin_param=build_model.num_layers=2"]
+S = "--gin_file=gin/runs/imagenet32_s_ar.gin"
+BFLOAT16 = '--gin_param=train.precision="mixed_bfloat16"'
 
 
 def run(*arguments):
@@ -34,31 +35,75 @@ needs_compilers = pytest.mark.skipif(
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(arguments, message):
-    ended = run(*SMALL, *arguments)
+    ended = run(S, *arguments)
     assert ended.returncode == 2 and message in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(installed("jax"), reason="jax is installed")
 def test_without_the_compilers_one_line_names_what_to_install():
-    ended = run(*SMALL, "--target=h100")
+    ended = run(S, "--target=h100")
     assert ended.returncode == 2 and "requirements-compile.txt" in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.compile
 @needs_compilers
-@pytest.mark.parametrize("target", ["h100", "tpu-v5e"])
-def test_a_training_step_compiles_and_its_arithmetic_is_the_models(tmp_path, target):
-    ended = run(*SMALL, f"--target={target}", "--batch_size=4", f"--workdir={tmp_path}")
+@pytest.mark.parametrize(
+    "target, batch_size, gigabytes", [("h100", 16, (5.98, 1.99)), ("tpu-v5e", 32, (13.04, 5.49))]
+)
+def test_rows_of_the_page_are_repeated(tmp_path, target, batch_size, gigabytes):
+    """S of docs/accelerators.md, without and with remat."""
+    size = f"--batch_size={batch_size}"
+    ended = run(S, BFLOAT16, f"--target={target}", size, f"--workdir={tmp_path}")
     assert ended.returncode == 0, ended.stderr
     assert "images/s at most" in ended.stdout
     kept, again = json.loads((tmp_path / f"compile_{target}.json").read_text())
-    assert kept["fits"] and again["peak_bytes"] < kept["peak_bytes"]
+    found = kept["peak_bytes"] / 1e9, again["peak_bytes"] / 1e9
+    assert found == pytest.approx(gigabytes, rel=0.02)
     assert kept["state_bytes"] == pytest.approx(12 * kept["parameters"], rel=0.001)
     # The compiled step also computes the scores again in its backward pass.
     assert 1 < kept["compiled_flops"] / kept["model_flops"] < 1.1
     assert (tmp_path / f"compile_{target}_no_remat.hlo.txt").stat().st_size > 10_000
+
+
+@pytest.mark.compile
+@needs_compilers
+def test_microbatches_take_the_memory_of_one_and_the_arithmetic_of_all(tmp_path):
+    small = ["--gin_file=gin/runs/digits_tiny_ar.gin", "--image_size=8", "--remat=off"]
+    found = []
+    for steps in (1, 4):
+        ended = run(
+            *small,
+            "--target=tpu-v5e",
+            "--batch_size=512",
+            f"--gin_param=step_options.gradient_accumulation_steps={steps}",
+            f"--workdir={tmp_path}",
+        )
+        assert ended.returncode == 0, ended.stderr
+        found += json.loads((tmp_path / "compile_tpu-v5e.json").read_text())
+    whole, parts = found
+    assert parts["compiled_flops"] == pytest.approx(whole["compiled_flops"], rel=0.02)
+    assert parts["temporary_bytes"] < 0.5 * whole["temporary_bytes"]
+
+
+@pytest.mark.compile
+@needs_compilers
+def test_sampling_computes_every_pixel_of_every_image_once(tmp_path):
+    ended = run(
+        "--gin_file=gin/runs/digits_tiny_ar.gin",
+        "--image_size=8",
+        "--target=h100",
+        "--program=sampling",
+        "--batch_size=16",
+        f"--workdir={tmp_path}",
+    )
+    assert ended.returncode == 0, ended.stderr
+    [found] = json.loads((tmp_path / "compile_h100.json").read_text())
+    pixels, width, layers, colours = 16 * 64, 64, 4, 17
+    products = 2 * pixels * (12 * layers * width**2 + width * colours)
+    attention = 4 * layers * width * pixels * 40  # 16, 32, 48 and 64 cached positions
+    assert found["compiled_flops"] == pytest.approx(products + attention, rel=0.05)
 
 
 @pytest.mark.compile

@@ -169,7 +169,7 @@ def test_a_compiler_is_asked_for_the_step_that_is_planned():
     assert asked == [(64, steps[0], False), (64, steps[1], True)] and steps[0] > steps[1]
     assert all(one["total_bytes"] <= 0.36e9 for one in settings)
     assert [one["compiled_bytes"] for one in settings] == [123_000_000] * 2
-    assert re.search("total by the compiler +123.0 MB +123.0 MB", planning.format_plan(found))
+    assert re.search("total by the compiler +123.00 MB +123.00 MB", planning.format_plan(found))
 
 
 def test_accumulation_steps_are_the_least_that_fit():
