@@ -76,6 +76,7 @@ def prepare(target: Target) -> None:
             "TPU_ACCELERATOR_TYPE": target.accelerator_type,
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_LIBRARY_PATH": libtpu.get_library_path(),
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # the second program would end at a lock file
         }
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -70,19 +71,23 @@ def test_rows_of_the_page_are_repeated(tmp_path, target, batch_size, gigabytes):
 @pytest.mark.compile
 @needs_compilers
 def test_microbatches_take_the_memory_of_one_and_the_arithmetic_of_all(tmp_path):
-    small = ["--gin_file=gin/runs/digits_tiny_ar.gin", "--image_size=8", "--remat=off"]
-    found = []
-    for steps in (1, 4):
-        ended = run(
-            *small,
+    def compile_in(steps):
+        return run(
+            "--gin_file=gin/runs/digits_tiny_ar.gin",
+            "--image_size=8",
             "--target=tpu-v5e",
             "--batch_size=512",
+            "--remat=off",
             f"--gin_param=step_options.gradient_accumulation_steps={steps}",
-            f"--workdir={tmp_path}",
+            f"--workdir={tmp_path}/{steps}",
         )
-        assert ended.returncode == 0, ended.stderr
-        found += json.loads((tmp_path / "compile_tpu-v5e.json").read_text())
-    whole, parts = found
+
+    with ThreadPoolExecutor() as pool:  # two programs at the same time
+        for ended in pool.map(compile_in, (1, 4)):
+            assert ended.returncode == 0, ended.stderr
+    whole, parts = (
+        json.loads((tmp_path / f"{steps}/compile_tpu-v5e.json").read_text())[0] for steps in (1, 4)
+    )
     assert parts["compiled_flops"] == pytest.approx(whole["compiled_flops"], rel=0.02)
     assert parts["temporary_bytes"] < 0.5 * whole["temporary_bytes"]
 
@@ -100,10 +105,10 @@ def test_sampling_computes_every_pixel_of_every_image_once(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     [found] = json.loads((tmp_path / "compile_h100.json").read_text())
+    # The products with the kernels; those of a single query are sums on a GPU.
     pixels, width, layers, colours = 16 * 64, 64, 4, 17
     products = 2 * pixels * (12 * layers * width**2 + width * colours)
-    attention = 4 * layers * width * pixels * 40  # 16, 32, 48 and 64 cached positions
-    assert found["compiled_flops"] == pytest.approx(products + attention, rel=0.05)
+    assert found["compiled_flops"] == pytest.approx(products, rel=0.05)
 
 
 @pytest.mark.compile
