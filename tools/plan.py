@@ -58,6 +58,8 @@ def main() -> None:
     import igpt_tf.training.train  # noqa: F401 - registers what a run file may name
     from igpt_tf.training import plan as planning
 
+    if target:
+        import igpt_tf.ahead_of_time.report  # noqa: F401 - registers compile_run
     config.parse_flags()
     size = (flag.image_size, flag.image_size) if flag.image_size else planning.bound_image_size()
     if target and size is None:
