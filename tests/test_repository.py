@@ -49,7 +49,7 @@ ALLOWED = {
         "savedmodel",
         "training",
     },
-    "ahead_of_time": BASE | {"objectives", "model", "training"},
+    "ahead_of_time": BASE | {"objectives", "model", "sampling", "training"},
     "convert": BASE | {"palette", "objectives", "model", "savedmodel"},
     "serving": BASE | {"image_grid", "data", "sampling", "savedmodel"},
     "playground": BASE | {"data", "sampling", "savedmodel", "serving"},
