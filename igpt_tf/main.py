@@ -20,11 +20,11 @@ def main() -> None:
     from igpt_tf.training.train import train
 
     config.parse_flags()
+    if not config.bound("step_options.jit_compile"):  # XLA divides the work itself
+        runtime.use_one_thread_per_op()  # before `find`, which may write a SavedModel
     initial_model = config.bound("train.initial_model")
     if isinstance(initial_model, str):  # refused before gin builds the source of the images
         read_metadata(find(initial_model))
-    if not config.bound("step_options.jit_compile"):  # XLA divides the work itself
-        runtime.use_one_thread_per_op()
     train(workdir=flags.FLAGS.workdir, dry_run=flags.FLAGS.dry_run)
 
 

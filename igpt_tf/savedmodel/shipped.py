@@ -167,6 +167,8 @@ def _cache_folder(name: str) -> str:
 def _write_saved_model(folder: pathlib.Path, path: str) -> str:
     if "tensorflow" not in sys.modules:
         runtime.import_tensorflow()
+        # `tools.finetune` sets this later, which is an error once operations have run.
+        runtime.use_one_thread_per_op()
     from igpt_tf.model import ImageGPT
     from igpt_tf.savedmodel.write import weight_name, write_pretrained
 

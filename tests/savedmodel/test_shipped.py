@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +68,15 @@ def test_the_saved_model_of_a_name_is_written_once_and_samples(name, pretrained,
     assert run_name({"saved_model": path, "step": 1400}) == f"{name}, step 1,400"
     images = SavedModel(name).signature("sample")(num_images=2, seed=3)["images"]
     np.testing.assert_array_equal(images, igpt_tf.sample(pretrained, 2, seed=3))
+
+
+def test_a_program_may_set_its_threads_after_the_saved_model_is_written(tmp_path):
+    script = (
+        "from igpt_tf import runtime; from igpt_tf.savedmodel import shipped; "
+        "shipped.export('digits'); runtime.use_one_thread_per_op()"
+    )
+    environment = {**os.environ, "IGPT_CACHE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 def test_what_is_stored_gives_the_same_files(cache, tmp_path):
