@@ -38,7 +38,7 @@ browser: $(INSTALLED) ## click through the playground in Chromium, if there is o
 parity: $(PARITY) ## compare with published weights and other implementations (installs torch, once)
 	@$(PYTEST) -rs -m parity
 
-compile: $(COMPILE) ## compile training steps for a TPU and a GPU that are not there (installs JAX, once)
+compile: $(COMPILE) ## compile for a TPU and a GPU that are not there, up to half an hour (installs JAX, once)
 	@$(PYTEST) -rs -m compile
 
 faults: $(INSTALLED) ## kill runs, fill disks and damage files; no data may be lost
