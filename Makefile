@@ -10,10 +10,10 @@ NVIDIA := /dev/nvidia0
 CUDA = $(shell { [ -e $(NVIDIA) ] || nvidia-smi -L; } >/dev/null 2>&1 && echo -r requirements-cuda.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint slow browser parity compile faults fuzz docs benchmark clean
+.PHONY: help setup demo test lint slow browser parity compile distributed faults fuzz docs benchmark clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## create .venv and install requirements.lock, with CUDA for an NVIDIA GPU
 	@echo "The environment is ready: .venv"
@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (2 to
 
 test: $(INSTALLED) ## run the tests that the targets below leave
 	@$(PYTEST) -n 2 --dist loadfile \
-	  -m "not slow and not browser and not parity and not faults and not fuzz and not docs and not compile"
+	  -m "not slow and not browser and not parity and not faults and not fuzz and not docs and not compile and not distributed"
 
 lint: $(INSTALLED) ## check style and format
 	@$(PYTHON) -m ruff check .
@@ -40,6 +40,9 @@ parity: $(PARITY) ## compare with published weights and other implementations (i
 
 compile: $(COMPILE) ## compile for a TPU and a GPU that are not there, up to half an hour (installs JAX, once)
 	@$(PYTEST) -rs -m compile
+
+distributed: $(INSTALLED) ## train on several devices and processes, replicated and sharded
+	@$(PYTEST) -rs -m "distributed and not slow and not faults"
 
 faults: $(INSTALLED) ## kill runs, fill disks and damage files; no data may be lost
 	@$(PYTEST) -rs -m faults

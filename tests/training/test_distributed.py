@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.distributed
 BINDINGS = (
     "train.num_steps=20",
     "intervals.evaluate_every=4",

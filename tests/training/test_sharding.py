@@ -99,6 +99,7 @@ def assert_same_losses(one: dict, other: dict) -> None:
         assert other[key] == pytest.approx(loss, rel=1e-5), key
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_four_shards_have_the_losses_of_one_device_with_every_option(tmp_path, remat):
     options = {**OPTIONS, "build_model.remat": remat}
@@ -130,6 +131,7 @@ def test_each_device_computes_its_part_of_the_batch_only(remat):
     assert four < 1.7 * one  # 4 if every device computes the whole batch
 
 
+@pytest.mark.distributed
 def test_sharded_bfloat16_has_nearly_the_losses_of_one_device(tmp_path):
     bfloat16 = {"train.precision": '"mixed_bfloat16"', "intervals.evaluate_every": 0}
     four = {**bfloat16, **SHARDED, "sharded_strategy.logical_cpus": 4}

@@ -221,6 +221,7 @@ def replicated_run():
     return run
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("objective, clip_norm", [("ar", "0.1"), ("masked", "1e9")])
 def test_two_replicas_give_the_losses_of_one(replicated_run, objective, clip_norm):
     one = replicated_run(1, objective, clip_norm, 1)
@@ -228,6 +229,7 @@ def test_two_replicas_give_the_losses_of_one(replicated_run, objective, clip_nor
     assert one[19] < one[0]
 
 
+@pytest.mark.distributed
 def test_four_steps_per_execution_give_equal_losses_on_two_replicas(replicated_run):
     single = replicated_run(2, "ar", "0.1", 1)
     stacked = replicated_run(2, "ar", "0.1", 4)
