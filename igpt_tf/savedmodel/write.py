@@ -112,9 +112,7 @@ def write_folder(path: str, model, palette, functions: dict, metadata: dict) -> 
     os.makedirs(parent, exist_ok=True)
     temporary = os.path.join(parent, f".{name}{files.TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)
-    # Signatures are for inference; tracing their gradients would prolong an export for nothing.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(_Module(model, functions), temporary, signatures=functions, options=options)
+    tf.saved_model.save(_Module(model, functions), temporary, signatures=functions)
     write_metadata(temporary, {**metadata, "signatures": sorted(functions)}, palette)
     write_warmup(temporary, metadata)
     files.replace_folder(temporary, path)
