@@ -18,7 +18,7 @@ help: ## list the targets
 setup: $(INSTALLED) ## create .venv and install requirements.lock, with CUDA for an NVIDIA GPU
 	@echo "The environment is ready: .venv"
 
-demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (2 to 5 minutes on 2 cores)
+demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (2 to 3 minutes on 2 idle cores)
 	@$(PYTHON) -m tools.demo
 
 test: $(INSTALLED) ## run the tests that the targets below leave
