@@ -46,6 +46,7 @@ def loss_and_gradients(model, batch, objective, scan):
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("objective", [Autoregressive(), Masked(probability=0.15)])
 def test_blocks_in_a_loop_have_the_loss_and_gradients_of_the_model(objective, remat):
+    keras.utils.set_random_seed(0)
     model = ImageGPT(**SIZES, causal=objective.causal, remat=remat)
     model.output_embedding.assign(keras.random.normal((16, 32), seed=1))
     batch = {"tokens": tf.random.uniform((2, 256), 0, 16, tf.int32, seed=2)}
@@ -66,6 +67,7 @@ def test_blocks_in_a_loop_have_the_loss_and_gradients_of_the_model(objective, re
 
 
 def test_microbatches_in_a_loop_have_the_loss_and_gradients_of_the_batch():
+    keras.utils.set_random_seed(0)
     model = ImageGPT(**SIZES)
     model.output_embedding.assign(keras.random.normal((16, 32), seed=1))
     others, stacks = tensorflow_step._weights(model, scan=True)
