@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 
 from igpt_tf.ahead_of_time.targets import Target
 from igpt_tf.errors import InputError
@@ -102,6 +103,23 @@ def devices(target: Target, count: int = 1) -> list:
         )
     topology = topologies.get_topology_desc(target.topologies[str(count)], platform="tpu")
     return topology.devices[:count]
+
+
+def trace_hlo(function: Callable, specs: Sequence) -> bytes:
+    """Traces a function of tensors with TensorFlow.
+
+    Args:
+        function: Maps tensors to tensors.
+        specs: `tf.TensorSpec` of each argument.
+
+    Returns:
+        Serialised HloModuleProto, for `compile_hlo`.
+    """
+    import tensorflow as tf
+
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    write = compiled.experimental_get_compiler_ir(*specs)
+    return write(stage="hlo_serialized", platform_name="CPU")
 
 
 def compile_hlo(target: Target, hlo: bytes, donated: tuple[tuple[int, int], ...]) -> Compiled:

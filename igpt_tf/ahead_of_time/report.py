@@ -89,23 +89,11 @@ def compile_run(
             )
         )
 
-        def compile_batch(size, model=model):
-            setting = f"{'with' if model.remat else 'without'} remat"
-            print_progress(
-                f"compiling for {device.name}: batch size {size}, "
-                f"{program if program == 'sampling' else setting}"
-            )
-            if program == "sampling":
-                from igpt_tf.ahead_of_time.sampling import compile_sampling
+        described = _setting({} if program == "sampling" else {"remat": setting})
 
-                return compile_sampling(device, model, size)
-            if chips == 1:
-                from igpt_tf.ahead_of_time.tensorflow_step import compile_step
-
-                return compile_step(device, model, objective, size, microbatches)
-            from igpt_tf.ahead_of_time.jax_step import compile_step
-
-            return compile_step(device, model, objective, size, chips, sharded)
+        def compile_batch(size, model=model, described=described):
+            print_progress(f"compiling for {device.name}: batch size {size}, {described}")
+            return _compile(program, device, model, objective, size, microbatches, chips, sharded)
 
         size, compiled = batch_size, None
         try:
@@ -130,6 +118,21 @@ def compile_run(
     if workdir:
         files.write_json(os.path.join(workdir, f"compile_{target}.json"), reports)
     return reports
+
+
+def _compile(program, device, model, objective, size, microbatches, chips, sharded) -> Compiled:
+    """Compiles one program of `compile_run`; imports only the framework that traces it."""
+    if program == "sampling":
+        from igpt_tf.ahead_of_time.sampling import compile_sampling
+
+        return compile_sampling(device, model, size)
+    if chips == 1:
+        from igpt_tf.ahead_of_time.tensorflow_step import compile_step
+
+        return compile_step(device, model, objective, size, microbatches)
+    from igpt_tf.ahead_of_time.jax_step import compile_step
+
+    return compile_step(device, model, objective, size, chips, sharded)
 
 
 def usable_bytes(device: Target) -> float:

@@ -38,6 +38,4 @@ def sampling_hlo(model: ImageGPT, num_images: int) -> bytes:
             return sample(model, num_images, seed=seed, xla=True)
 
     specs = [tf.TensorSpec(weight.shape, tf.float32) for weight in variables]
-    compiled = tf.function(run, jit_compile=True, autograph=False)
-    text = compiled.experimental_get_compiler_ir(tf.TensorSpec((), tf.int32), *specs)
-    return text(stage="hlo_serialized", platform_name="CPU")
+    return compilers.trace_hlo(run, [tf.TensorSpec((), tf.int32), *specs])

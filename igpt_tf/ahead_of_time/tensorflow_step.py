@@ -92,8 +92,7 @@ def training_program(
         return loss, *(x for column in zip(*updated, strict=True) for x in column)
 
     specs = [*inputs.values(), tf.TensorSpec((), tf.float32), *state * 3]
-    compiled = tf.function(step, jit_compile=True, autograph=False)
-    hlo = compiled.experimental_get_compiler_ir(*specs)(stage="hlo_serialized", platform_name="CPU")
+    hlo = compilers.trace_hlo(step, specs)
     first = len(names) + 1
     donated = tuple((first + i, 1 + i) for i in range(3 * count))
     return Program(hlo, donated)

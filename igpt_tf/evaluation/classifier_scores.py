@@ -133,7 +133,9 @@ class Scorer:
             h, logits = model.hidden_and_classes(tokens)
             nats = generative.nats(model.network.token_logits(h), tokens)
             return *model.decide(logits[None]), nats
-        others = ("tokens", "images", "labels", "weight", "dropout_noise")
-        random_inputs = {key: x for key, x in batch.items() if key not in others}
+        names = generative.random_inputs(
+            seed=0, step=0, batch_size=1, sequence_length=model.network.sequence_length
+        )
+        random_inputs = {name: batch[name] for name in names}
         probabilities, predicted = model.classify(tokens, self._masks)
         return probabilities, predicted, generative(model.network, tokens, **random_inputs)

@@ -93,7 +93,8 @@ def finetune(
     Args:
         saved_model: Path of the pretrained model.
         workdir: Folder of the run. A run with checkpoints is resumed, a finished one is left alone.
-        build_objective: Function (generative) -> objective, given the model's own objective.
+        build_objective: Function (generative, dropout_dim) -> objective, given the model's own
+            objective and the width of the features that dropout applies to, 0 without dropout.
         build_optimizer: Function (learning_rate) -> optimizer.
         strategy: Devices to train on.
         step_options: How a step is executed.

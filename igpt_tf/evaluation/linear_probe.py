@@ -106,8 +106,8 @@ def linear_probe(
         "concatenated": _concatenated(views, splits.num_classes, solver, best["layer"], layers),
         "baselines": {},
     }
-    for views, title in zip(baselines, titles[1:], strict=True):
-        rows = probe_layers(views, splits.num_classes, solver, title=title)
+    for baseline, title in zip(baselines, titles[1:], strict=True):
+        rows = probe_layers(baseline, splits.num_classes, solver, title=title)
         report["baselines"][title.replace(" ", "_")] = {**best_row(rows), "layers": rows}
     files.write_json(os.path.join(workdir, "linear_probe.json"), report)
     plots.accuracy_by_layer(os.path.join(workdir, "linear_probe.png"), report)

@@ -17,6 +17,14 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+def compile_digits(folder, target, *arguments):
+    """The reports on the model of the digits."""
+    digits = "--gin_file=gin/runs/digits_tiny_ar.gin", "--image_size=8"
+    ended = run(*digits, f"--target={target}", f"--workdir={folder}", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads((folder / f"compile_{target}.json").read_text())
+
+
 def installed(*packages):
     return all(importlib.util.find_spec(name) for name in packages)
 
@@ -72,22 +80,12 @@ def test_rows_of_the_page_are_repeated(tmp_path, target, batch_size, gigabytes):
 @needs_compilers
 def test_microbatches_take_the_memory_of_one_and_the_arithmetic_of_all(tmp_path):
     def compile_in(steps):
-        return run(
-            "--gin_file=gin/runs/digits_tiny_ar.gin",
-            "--image_size=8",
-            "--target=tpu-v5e",
-            "--batch_size=512",
-            "--remat=off",
-            f"--gin_param=step_options.gradient_accumulation_steps={steps}",
-            f"--workdir={tmp_path}/{steps}",
-        )
+        binding = f"--gin_param=step_options.gradient_accumulation_steps={steps}"
+        options = "--batch_size=512", "--remat=off", binding
+        return compile_digits(tmp_path / str(steps), "tpu-v5e", *options)
 
     with ThreadPoolExecutor() as pool:  # two programs at the same time
-        for ended in pool.map(compile_in, (1, 4)):
-            assert ended.returncode == 0, ended.stderr
-    whole, parts = (
-        json.loads((tmp_path / f"{steps}/compile_tpu-v5e.json").read_text())[0] for steps in (1, 4)
-    )
+        [whole], [parts] = pool.map(compile_in, (1, 4))
     assert parts["compiled_flops"] == pytest.approx(whole["compiled_flops"], rel=0.02)
     assert parts["temporary_bytes"] < 0.5 * whole["temporary_bytes"]
 
@@ -95,16 +93,7 @@ def test_microbatches_take_the_memory_of_one_and_the_arithmetic_of_all(tmp_path)
 @pytest.mark.compile
 @needs_compilers
 def test_sampling_computes_every_pixel_of_every_image_once(tmp_path):
-    ended = run(
-        "--gin_file=gin/runs/digits_tiny_ar.gin",
-        "--image_size=8",
-        "--target=h100",
-        "--program=sampling",
-        "--batch_size=16",
-        f"--workdir={tmp_path}",
-    )
-    assert ended.returncode == 0, ended.stderr
-    [found] = json.loads((tmp_path / "compile_h100.json").read_text())
+    [found] = compile_digits(tmp_path, "h100", "--program=sampling", "--batch_size=16")
     # The products with the kernels; those of a single query are sums on a GPU.
     pixels, width, layers, colours = 16 * 64, 64, 4, 17
     products = 2 * pixels * (12 * layers * width**2 + width * colours)
@@ -114,18 +103,7 @@ def test_sampling_computes_every_pixel_of_every_image_once(tmp_path):
 @pytest.mark.compile
 @needs_compilers
 def test_weights_and_optimizer_state_are_divided_over_a_slice(tmp_path):
-    ended = run(
-        "--gin_file=gin/runs/digits_tiny_ar.gin",
-        "--gin_param=build_model.num_layers=2",
-        "--image_size=8",
-        "--target=h100",
-        "--chips=4",
-        "--sharded",
-        "--batch_size=8",
-        "--remat=on",
-        f"--workdir={tmp_path}",
-    )
-    assert ended.returncode == 0, ended.stderr
-    [found] = json.loads((tmp_path / "compile_h100.json").read_text())
+    sizes = "--gin_param=build_model.num_layers=2", "--batch_size=8", "--remat=on"
+    [found] = compile_digits(tmp_path, "h100", *sizes, "--chips=4", "--sharded")
     # 4 does not divide the 17 colours of the palette, but the width.
     assert found["state_bytes"] == pytest.approx(12 * found["parameters"] / 4, rel=0.01)
