@@ -76,7 +76,7 @@ def _check_tf_config(text: str) -> None:
             problem = f"{wrong[0]!r} is not an address HOST:PORT"
     if problem:
         raise InputError(
-            f"TF_CONFIG does not describe a cluster: {problem} (README, Several devices). "
+            f"TF_CONFIG does not describe a cluster: {problem} (docs/training.md). "
             f"Received: TF_CONFIG={text!r}"
         )
     _check_port(addresses[int(index)])
