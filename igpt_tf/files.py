@@ -183,7 +183,7 @@ def list_folder(folder: str) -> ImageListing:
             elif entry.name.lower().endswith(IMAGE_ENDINGS):
                 images.append(name)
             else:
-                left_out["another ending than " + ", ".join(IMAGE_ENDINGS)].append(name)
+                left_out["with an ending other than " + ", ".join(IMAGE_ENDINGS)].append(name)
 
     visit("")
     return ImageListing(images, folders[1:], dict(left_out))

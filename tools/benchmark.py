@@ -25,8 +25,8 @@ flags.DEFINE_list("parts", ["default"], f"What to measure: {_NAMES}.")
 flags.DEFINE_integer(
     "repeats", 9, "Runs per implementation; long ones take a third, at least 3.", 1
 )
-flags.DEFINE_integer("threads", None, "CPU threads of every implementation; all cores without.", 1)
-flags.DEFINE_integer("batch_size", None, "Batch size of every model; without, each part's own.", 1)
+flags.DEFINE_integer("threads", None, "CPU threads per implementation (default: all cores).", 1)
+flags.DEFINE_integer("batch_size", None, "Batch size of every model (default: each part's own).", 1)
 flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Precision of igpt_tf.")
 flags.DEFINE_enum("backend", "tensorflow", ("tensorflow", "jax"), "Backend of Keras.")
 

@@ -16,7 +16,7 @@ flags.DEFINE_string("split", None, "Split of the data set: train, valid (the def
 flags.DEFINE_string(
     "tokens", None, "A .npy file of tokens int[N,T] or [N,H,W] of the model's palette instead."
 )
-flags.DEFINE_integer("num_images", None, "Number of images to score, the first ones; without, all.")
+flags.DEFINE_integer("num_images", None, "Score the first images only (default: all).")
 
 
 def main() -> None:

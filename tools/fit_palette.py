@@ -2,7 +2,7 @@
 
 python -m tools.fit_palette --images=FOLDER --workdir=DIR [--num_colours=512]
 
-A data set in place of a folder:
+A data set instead of a folder:
   --gin_param='fit_palette.source=@cifar10()' --gin_param='cifar10.directory="data/..."'
 """
 
@@ -13,12 +13,12 @@ from absl import flags
 from igpt_tf import cli, config, runtime
 
 flags.DEFINE_string("images", None, "A folder of images, with or without class folders.")
-flags.DEFINE_integer("image_size", None, "Size to which they are resized; 32 without.", 1)
+flags.DEFINE_integer("image_size", None, "Size to which the images are resized (default: 32).", 1)
 flags.DEFINE_string("workdir", None, "Folder for palette.npy, palette.json and palette.png.")
 flags.DEFINE_integer(
-    "num_colours", None, "Number of colours, a model's vocabulary; 512 without.", 1
+    "num_colours", None, "Number of colours, the model's vocabulary size (default: 512).", 1
 )
-flags.DEFINE_integer("seed", None, "Random seed of k-means; 0 without.", 0, 2**31 - 1)
+flags.DEFINE_integer("seed", None, "Random seed of k-means (default: 0).", 0, 2**31 - 1)
 
 
 def main() -> None:

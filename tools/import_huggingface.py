@@ -8,7 +8,7 @@ from absl import flags
 from igpt_tf import cli, runtime
 
 flags.DEFINE_string("huggingface", None, "A folder that save_pretrained wrote.")
-flags.DEFINE_string("palette", None, "A palette, as .npy, in place of the folder's own.")
+flags.DEFINE_string("palette", None, "A palette (.npy) to use instead of the folder's own.")
 flags.DEFINE_string("workdir", None, "Folder of export/0.")
 
 

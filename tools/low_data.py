@@ -13,7 +13,7 @@ from igpt_tf import cli, config, runtime
 flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Folder for the numbers, the plot and the features.")
 flags.DEFINE_list(
-    "labels_per_class", None, "Numbers of labels; without, 4,25,400 as far as there are images."
+    "labels_per_class", None, "Labels per class (default: those of 4,25,400 that the data allow)."
 )
 
 

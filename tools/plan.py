@@ -25,7 +25,7 @@ flags.DEFINE_integer("replicas", 1, "Number of devices, each of which holds the 
 flags.DEFINE_list("shards", None, "Number of devices that share the model; one per --memory_gb.")
 flags.DEFINE_string("compile_for", None, "Device of tools.compile, whose compiler is asked.")
 flags.DEFINE_integer("image_size", None, "Height and width, if the run file does not state it.", 1)
-flags.DEFINE_string("workdir", None, "Folder for plan.json; none is written without it.")
+flags.DEFINE_string("workdir", None, "Folder for plan.json (default: not written).")
 
 _FROM_TRAIN = [
     "objective",

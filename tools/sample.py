@@ -14,7 +14,7 @@ from igpt_tf import cli, config, runtime
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
 flags.DEFINE_string("workdir", None, "Folder for the pictures.")
-flags.DEFINE_integer("num_images", None, "Images to sample, or at most to complete; 16 without.")
+flags.DEFINE_integer("num_images", None, "Images to sample, or at most to complete (default: 16).")
 flags.DEFINE_integer("seed", 0, "Image i is generated with seed + i.")
 flags.DEFINE_float("temperature", 1.0, "Divisor of the logits; below 1 less diverse, above more.")
 flags.DEFINE_integer("top_k", 0, "Sample from this many most likely colours; 0 for all.")
@@ -23,12 +23,12 @@ flags.DEFINE_string("num_given", None, "Complete: share of the rows to keep, or 
 flags.DEFINE_string(
     "known", None, "In-paint: an image file; bright pixels are kept, dark ones filled."
 )
-flags.DEFINE_integer("num_rounds", None, "Rounds of in-painting with --known; 8 without.")
+flags.DEFINE_integer("num_rounds", None, "Rounds of in-painting with --known (default: 8).")
 flags.DEFINE_multi_string(
     "images", None, "Complete the images of this file or folder; may be repeated."
 )
-flags.DEFINE_integer("completions", None, "Completions per image; 4 without.")
-flags.DEFINE_integer("batch_size", None, "Images at a time; 16 without, if the memory admits them.")
+flags.DEFINE_integer("completions", None, "Completions per image (default: 4).")
+flags.DEFINE_integer("batch_size", None, "Images at a time (default: up to 16, as memory allows).")
 flags.DEFINE_bool("animate", None, "Also write an animation of the images being generated.")
 flags.DEFINE_bool("jit_compile", None, "Compile with XLA: a slow start, then faster.")
 

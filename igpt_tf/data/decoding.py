@@ -94,7 +94,7 @@ def decode_image(
     Args:
         content: string[]: the file's bytes.
         image_size: (H, W).
-        crop: float64[3], see `random_crops`; None is the largest centreed box.
+        crop: float64[3], see `random_crops`; None is the largest centred box.
         background: RGB of the page that shows through transparent pixels.
         enlarge: Whether an image smaller than `image_size` is enlarged; else it is an error.
 
@@ -686,7 +686,7 @@ def _jpeg_exif(content) -> tf.Tensor:
     def end(at):
         return tf.minimum(at + 2 + _big(tf.slice(data, [at + 2], [2])), size)
 
-    def goes_on(at):
+    def is_before_exif(at):
         is_segment = tf.equal(data[at], 0xFF) & tf.not_equal(
             data[at + 1], 0xDA
         )  # 0xDA: the image data follow
@@ -695,7 +695,7 @@ def _jpeg_exif(content) -> tf.Tensor:
     def following(at):
         return [tf.where(tf.equal(data[at + 1], 0xFF), at + 1, end(at))]  # 0xFF, 0xFF: a fill byte
 
-    [at] = tf.while_loop(goes_on, following, [tf.constant(2)])
+    [at] = tf.while_loop(is_before_exif, following, [tf.constant(2)])
     found = (at + 1 < size) & is_exif(at)
     length = tf.where(found, tf.maximum(end(at) - at - 10, 0), 0)
     return tf.strings.substr(content, tf.where(found, tf.minimum(at + 10, size), 0), length)

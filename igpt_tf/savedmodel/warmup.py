@@ -1,6 +1,6 @@
 """Warm-up records: one request per signature, which TensorFlow Serving runs when it loads a model.
 
-The first request of a signature takes hundreds of times as long as the next ones. With these
+The first request of a signature takes up to a thousand times as long as the next ones. With these
 records the server pays that before it reports the model as available. Each request is the small
 example of `spec.example_request`.
 

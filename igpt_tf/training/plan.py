@@ -3,10 +3,10 @@
 Weights, gradients and optimizer state are exact. Activations are a model of what TensorFlow's CPU
 executor holds at the peak of a step, with factors fitted to measurements: three models agree within
 20 % (tests/training/test_plan.py). After a change of a block, measure again. The compiler of an
-H100 agrees within 20 % in total memory, see the same test; a TPU v5e needs up to 1.3 times as much
-without remat and 1.8 times with it (docs/accelerators.md). On CPUs a step divides its batch into
-microbatches by default (`step_options.gradient_accumulation_steps`) and needs less; its scores are
-float32 in bfloat16 too.
+H100 agrees within 13 % in total memory; a TPU v5e needs up to 1.3 times as much without remat and
+1.8 times with it (docs/accelerators.md). On CPUs a step divides its batch into microbatches by
+default (`step_options.gradient_accumulation_steps`) and needs less; its scores are float32 in
+bfloat16 too.
 """
 
 import dataclasses

@@ -191,7 +191,7 @@ def test_files_left_out_are_printed_with_their_reasons(write_images, tmp_path, c
     assert "21 image files, 20 used (train 16, valid 4)" in printed
     for line in (
         "left out: 1 hidden (such as train/._000.png)",
-        "left out: 3 another ending",
+        "left out: 3 with an ending other than",
         "left out: 2 not a regular file, or a broken link",
         "left out: 1 a link to a folder that was listed already (such as train/loop)",
         "left out: 1 beside the folders of the parts (such as 000.png)",
