@@ -21,7 +21,7 @@ setup: $(INSTALLED) ## create .venv and install requirements.lock, with CUDA for
 demo: $(INSTALLED) ## pretrain, probe and sample on the handwritten digits (2 to 3 minutes on 2 idle cores)
 	@$(PYTHON) -m tools.demo
 
-test: $(INSTALLED) ## run the tests that the targets below leave
+test: $(INSTALLED) ## run the tests that no target below runs
 	@$(PYTEST) -n 2 --dist loadfile \
 	  -m "not slow and not browser and not parity and not faults and not fuzz and not docs and not compile and not distributed"
 
@@ -35,10 +35,10 @@ slow: $(INSTALLED) ## run the tests that take minutes
 browser: $(INSTALLED) ## click through the playground in Chromium, if there is one
 	@$(PYTEST) -rs -m browser tests/playground
 
-parity: $(PARITY) ## compare with published weights and other implementations (installs torch, once)
+parity: $(PARITY) ## compare with Hugging Face's implementation (installs torch, once)
 	@$(PYTEST) -rs -m parity
 
-compile: $(COMPILE) ## compile for a TPU and a GPU that are not there, up to half an hour (installs JAX, once)
+compile: $(COMPILE) ## compile for a TPU and a GPU without having one, up to half an hour (installs JAX, once)
 	@$(PYTEST) -rs -m compile
 
 distributed: $(INSTALLED) ## train on several devices and processes, replicated and sharded
@@ -50,7 +50,7 @@ faults: $(INSTALLED) ## kill runs, fill disks and damage files; no data may be l
 fuzz: $(INSTALLED) ## read hundreds of damaged files; each is read or refused in one line
 	@$(PYTEST) -rs -m fuzz
 
-docs: $(INSTALLED) ## run the commands of the README and the notebook
+docs: $(INSTALLED) ## run the commands of README.md and docs/, and the notebook
 	@$(PYTEST) -rs -m docs
 
 benchmark: $(INSTALLED) ## measure the speed of training and sampling
