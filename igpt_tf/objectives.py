@@ -222,8 +222,8 @@ class Joint:
         generative: The objective on which the model was pretrained.
         generative_weight: Weight of its loss, 0 or more; 0 trains on L_CLF alone.
         classification_weight: Weight of the class' cross-entropy, above 0.
-        dropout_dim: Number of features per image for which `random_inputs` has noise; 0 without
-            dropout.
+        dropout_dim: Number of features per image for which `random_inputs` has noise; 0 if there
+            is no dropout.
 
     Raises:
         InputError: A weight is out of range.
@@ -267,7 +267,7 @@ class Joint:
 
     def __call__(self, model, tokens, labels, dropout_noise=None, **random_inputs):
         """Weighted loss float32[B] of a `Classifier` on tokens int32[B,T] and labels int32[B]."""
-        h, class_logits = model.hidden_and_classes(
+        h, class_logits = model.hidden_and_class_logits(
             tokens, dropout_noise=dropout_noise, **random_inputs
         )
         loss = self.classification_weight * class_nats(class_logits, labels)

@@ -120,20 +120,30 @@ def versions() -> dict[str, str]:
 def hardware() -> dict:
     """{"cpu": str, "cores": int, "memory_gb": float, "accelerators": [str, ...]}."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": num_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "accelerators": _accelerators(),
     }
 
 
-def _cpu_name() -> str | None:
+def cpu_name() -> str | None:
     """The processor's name: psutil and platform report the architecture only."""
+    return _cpuinfo("model name") or platform.machine() or None
+
+
+def cpu_flags() -> list[str]:
+    """Names of the processor's instruction sets, as `lscpu` prints them."""
+    return _cpuinfo("flags").split()
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, "" if there is none."""
     for line in _lines("/proc/cpuinfo"):
         name, _, value = line.partition(":")
-        if name.strip() == "model name":
+        if name.strip() == field:
             return value.strip()
-    return platform.machine() or None
+    return ""
 
 
 def available_memory(root: str = "/") -> int:
@@ -222,6 +232,16 @@ def has_accelerator() -> bool:
     return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
 
 
+def peak_memory_gb() -> float:
+    """Peak memory of this process so far, in GB: of its fullest GPU, without one of the host."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_logical_devices("GPU")
+    if not gpus:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return max(tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus) / 1e9
+
+
 def check_bfloat16(name: str) -> None:
     """Rejects bfloat16 where oneDNN would abort the program.
 
@@ -246,8 +266,7 @@ def bfloat16_is_faster() -> bool:
     """Whether products in bfloat16 are faster than in float32: by instructions made for them."""
     if has_accelerator():
         return True
-    flags = next((line for line in _lines("/proc/cpuinfo") if line.startswith("flags")), "")
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_flags())
 
 
 def use_one_thread_per_op() -> None:

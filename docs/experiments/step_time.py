@@ -39,7 +39,7 @@ MODELS = {  # layers, width, heads, side of the image
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a model, images per step, recomputation, and cuDNN's attention in place of ours."""
+    """One row: a model, images per step, recomputation, and cuDNN's attention instead of ours."""
 
     model: str
     batch_size: int

@@ -117,7 +117,7 @@ def divide_weights(model: ImageGPT) -> tuple[list, list]:
 
 
 def _sharding(mesh, shape, first):
-    """Divides the first axis from `first` on that the devices divide; whole without one."""
+    """Divides the first axis from `first` on whose size the devices divide; else whole."""
     axes = [axis for axis in range(first, len(shape)) if shape[axis] % mesh.size == 0]
     parts = [None] * len(shape)
     if axes:
@@ -126,7 +126,7 @@ def _sharding(mesh, shape, first):
 
 
 def _loop(model, stacks, gathered):
-    """A `block_runner` that runs all blocks in place of the first one, and nothing for the rest.
+    """A `block_runner` that runs all blocks when the first is asked for, and none for the others.
 
     Args:
         model: The model.

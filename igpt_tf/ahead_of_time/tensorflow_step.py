@@ -163,7 +163,7 @@ def _one_after_another(model, values):
 
 
 def _loop(model, stacks):
-    """A `block_runner` that runs all blocks in place of the first one, and nothing for the rest.
+    """A `block_runner` that runs all blocks when the first is asked for, and none for the others.
 
     TensorFlow's own gradient of a loop would also store the weights of each iteration, cast and
     scaled, once more. Here a block is traced once, forward and backward; only what its backward

@@ -82,11 +82,10 @@ def machine() -> dict:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    name, instruction_sets = _processor()
     return {
         "date": datetime.date.today().isoformat(),
-        "cpu": name,
-        "instruction_sets": instruction_sets,
+        "cpu": runtime.cpu_name(),
+        "instruction_sets": sorted(x for x in runtime.cpu_flags() if x.startswith(("avx", "amx"))),
         "instruction_set_overrides": {
             name: os.environ[name] for name in _ISA_OVERRIDES if name in os.environ
         },
@@ -95,18 +94,6 @@ def machine() -> dict:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def _processor() -> tuple[str, list[str]]:
-    """The processor's name and its vector instruction sets, as `lscpu` prints them."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            fields = dict(line.split(":", 1) for line in file if ":" in line)
-    except OSError:
-        return platform.processor(), []
-    fields = {name.strip(): value.strip() for name, value in fields.items()}
-    vector = [flag for flag in fields.get("flags", "").split() if flag[:3] in ("avx", "amx")]
-    return fields.get("model name", platform.processor()), sorted(vector)
 
 
 def _peak_flops(results: dict, parts: dict[str, Part]) -> float | None:

@@ -12,6 +12,7 @@ from igpt_tf.convert import imported_model
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
+from igpt_tf.savedmodel.write import check_finite
 
 _STEP = 0  # such a folder does not record how long its model was trained
 _FIX = "download the folder again"
@@ -26,7 +27,7 @@ def import_huggingface(*, huggingface: str, workdir: str, palette: str | None = 
     Args:
         huggingface: A folder that `save_pretrained` wrote.
         workdir: Folder of `export/0`, `palette.npy` and `import.json`.
-        palette: Path of a palette to use in place of the folder's own.
+        palette: Path of a palette to use instead of the folder's own.
 
     Returns:
         The content of `import.json`.
@@ -172,11 +173,12 @@ class _Weights:
                 f"the weights {name} cannot be read ({error}); {_FIX}. "
                 f"Received: path={self._folder}"
             ) from None
-        return imported_model.check_finite(name, value, self._folder)
+        check_finite(name, value, f"import another folder than {self._folder}")
+        return value
 
 
 def _read_index(folder: str) -> dict[str, str]:
-    """Tensor -> file, of weights in several files; empty without an index."""
+    """Tensor -> file, for weights in several files; empty if there is no index."""
     path = os.path.join(folder, layout.INDEX_FILE)
     if not os.path.isfile(path):
         return {}

@@ -4,8 +4,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from igpt_tf.errors import InputError
 from igpt_tf.files import make_workdir, write_json
 from igpt_tf.model import ImageGPT
@@ -43,17 +41,6 @@ def check_shapes(expected: Shapes, found: Shapes, path: str) -> None:
             f"the weights are not those of an Image GPT; {'; '.join(problems)}. "
             f"Received: path={path}"
         )
-
-
-def check_finite(name: str, value: np.ndarray, path: str) -> np.ndarray:
-    """Returns `value`. Raises: InputError: It has NaN or infinite entries."""
-    bad = value.size - np.count_nonzero(np.isfinite(value))
-    if bad:
-        raise InputError(
-            f"{bad:,} of the {value.size:,} weights of {name} are NaN or infinite, so that the "
-            f"model could not be used; import another checkpoint. Received: path={path}"
-        )
-    return value
 
 
 def square_image_size(sequence_length: int, path: str) -> tuple[int, int]:

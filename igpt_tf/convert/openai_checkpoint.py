@@ -13,6 +13,7 @@ from igpt_tf.convert import imported_model
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.palette import Palette
+from igpt_tf.savedmodel.write import check_finite
 
 # Path components of the variables of optimizers.
 _TRAINING_STATE = {
@@ -139,7 +140,8 @@ class OpenAICheckpoint:
 
     def _read(self, name: str) -> np.ndarray:
         value = self._guard(self._reader.get_tensor, self._scope + name)
-        return imported_model.check_finite(name, value, self.path)
+        check_finite(name, value, f"import another checkpoint than {self.path}")
+        return value
 
     def _guard(self, read, *arguments):
         """Calls `read`; errors of TensorFlow about the files become InputErrors."""

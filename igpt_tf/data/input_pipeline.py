@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from igpt_tf.data.augmentation import Augmentation
 from igpt_tf.data.examples import Examples
-from igpt_tf.data.stateless_random import fold
+from igpt_tf.data.stateless_random import fold_in
 from igpt_tf.errors import InputError
 from igpt_tf.objectives import Objective
 from igpt_tf.palette import Palette
@@ -176,9 +176,9 @@ def batches(
         seeds = tf.cast(
             tf.stack([tf.fill(positions.shape, np.int64(seed)), positions], 1), tf.int32
         )
-        images = examples.load(indices, fold(seeds, 0))
+        images = examples.load(indices, fold_in(seeds, 0))
         for number, augment in enumerate(augmentation, start=1):
-            images = augment(images, fold(seeds, number))
+            images = augment(images, fold_in(seeds, number))
         element = _element(examples, images, indices, table)
         if random_inputs is not None:
             for name, values in random_inputs(step).items():

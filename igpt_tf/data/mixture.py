@@ -13,7 +13,7 @@ from igpt_tf.data.sources import Source, register, source_from_description
 from igpt_tf.data.stateless_random import epoch_order
 from igpt_tf.errors import InputError
 
-_MOST_SHARES = 10**6  # positions times shares must stay below 2**63
+_MAX_SHARES = 10**6  # positions times shares must stay below 2**63
 
 
 class MixedExamples:
@@ -56,7 +56,7 @@ class MixedExamples:
         return int(self._starts[-1])
 
     def order(self, positions: tf.Tensor, seed: int, shuffle: bool) -> tf.Tensor:
-        parts, places = deal(positions, self.shares)
+        parts, places = assign_positions(positions, self.shares)
         indices = tf.zeros_like(positions)
         for number, part in enumerate(self.parts):
             own = epoch_order(places, len(part), seed, shuffle, stream=number)
@@ -112,7 +112,7 @@ class MixedExamples:
         return MixedExamples(parts, self.shares, self.labels is not None)
 
 
-def deal(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+def assign_positions(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
     """Assigns positions to parts in proportion to `shares`.
 
     Args:
@@ -127,9 +127,9 @@ def deal(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Tensor, tf.Ten
     for part, share in enumerate(shares):
         before = rest * share // total
         is_free = parts < 0
-        is_dealt = is_free & ((rest + 1) * share // total > before)
-        parts = tf.where(is_dealt, np.int64(part), parts)
-        numbers = tf.where(is_dealt, before, numbers)
+        is_own = is_free & ((rest + 1) * share // total > before)
+        parts = tf.where(is_own, np.int64(part), parts)
+        numbers = tf.where(is_own, before, numbers)
         rest, total = rest - before, total - share
     return parts, numbers
 
@@ -190,7 +190,7 @@ def _shares(weights: Sequence[float], count: int) -> list[int]:
         fractions = [Fraction(str(weight)) for weight in weights]  # 0.3 is 3/10
         common = math.lcm(*(fraction.denominator for fraction in fractions))
         shares = [int(fraction * common) for fraction in fractions]
-        if sum(shares) // math.gcd(*shares) <= _MOST_SHARES:
+        if sum(shares) // math.gcd(*shares) <= _MAX_SHARES:
             return shares
     raise InputError(
         "mixture.weights are positive numbers, one per source, of few digits, such as [0.3, 0.7]. "

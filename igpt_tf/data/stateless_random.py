@@ -66,8 +66,8 @@ def row_uniform(seeds: tf.Tensor, stream: int) -> tf.Tensor:
     return tf.cast(row_bits(seeds, stream), tf.float64) / 2.0**31
 
 
-def fold(seeds: tf.Tensor, salt: int) -> tf.Tensor:
-    """int32[B,2]: seeds that are independent of `seeds`, for another use."""
+def fold_in(seeds: tf.Tensor, salt: int) -> tf.Tensor:
+    """int32[B,2]: seeds for another use, independent of `seeds` and of those of other salts."""
     bits = [row_bits(seeds, 2 * salt), row_bits(seeds, 2 * salt + 1)]
     return tf.cast(tf.stack(bits, axis=1), tf.int32)
 

@@ -130,9 +130,9 @@ class Scorer:
         model, generative = self.trainer.model, self.trainer.objective.generative
         tokens = self.trainer.tokens(batch)
         if self._masks is None:  # one forward pass for both
-            h, logits = model.hidden_and_classes(tokens)
+            h, logits = model.hidden_and_class_logits(tokens)
             nats = generative.nats(model.network.token_logits(h), tokens)
-            return *model.decide(logits[None]), nats
+            return *model.vote(logits[None]), nats
         names = generative.random_inputs(
             seed=0, step=0, batch_size=1, sequence_length=model.network.sequence_length
         )

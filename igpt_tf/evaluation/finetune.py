@@ -117,7 +117,7 @@ def finetune(
         dropout: Probability in training that a feature that the head reads is set to 0.
         num_masks: Number of masks whose majority decides, for masked models.
         num_train: Number of random training images to use; all if None.
-        labels_per_class: Number of random training images of each class to use, in place of
+        labels_per_class: Number of random training images of each class to use, instead of
             `num_train`; the paper's low-data experiments use 4, 25 and 400 (section 4.6).
         seed: Seed of the choice of training images, of their order and augmentation, of masks and
             of random weights.

@@ -59,10 +59,10 @@ def sample(
         source: Data set whose held-out images are completed; None for the model's training data.
         num_given: Share of the rows to keep, e.g. "0.5" (the default), or number of rows.
         known: An image file whose bright pixels are kept and whose dark pixels are filled, for
-            masked models, in place of `num_given`.
+            masked models, instead of `num_given`.
         num_rounds: Rounds of in-painting with `known`; more are slower and better.
         completions: Completions per image; None for 4.
-        batch_size: Images at a time; None for 16, or as many as the memory admits.
+        batch_size: Images at a time; None for 16, or fewer if the memory is short.
         animate: Also write an animation of the images being generated in raster order: a GIF, or
             an APNG where a GIF has too few colours.
         jit_compile: Compile with XLA: a slow start, then faster. For many images.

@@ -62,7 +62,8 @@ def low_data(
             `linear_probe` has stored there are reused.
         source: Labelled images; None for the model's training data.
         solver: Fits the classifiers; None for `LBFGS(l2=STRENGTHS)`.
-        labels_per_class: Values of k; None for 4, 25 and 400, as far as there are images.
+        labels_per_class: Values of k; None for those of 4, 25 and 400 that every class has enough
+            images for.
         num_subsets: Number of random subsets per k.
         num_train: Number of random training images to draw from; None for all of them.
         batch_size: Images per call of the network.
@@ -200,6 +201,6 @@ def statistics(split: str, accuracies: Sequence[float], num_images: int) -> dict
 
 
 def _default_labels_per_class(labels: np.ndarray, num_classes: int) -> list[int]:
-    """The paper's, as far as every class has that many labels."""
+    """Those of the paper that every class has enough labels for; [1] if there are none."""
     fewest = np.bincount(labels, minlength=num_classes).min()
     return [k for k in LABELS_PER_CLASS if k <= fewest] or [1]

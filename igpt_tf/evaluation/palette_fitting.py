@@ -31,8 +31,8 @@ def fit_palette(
 
     Args:
         workdir: Folder for `palette.npy`, `palette.json` and `palette.png`.
-        images: A folder of images, in place of `source`.
-        source: A data set, in place of `images`.
+        images: A folder of images, instead of `source`.
+        source: A data set, instead of `images`.
         image_size: Size to which images of the folder are resized.
         num_colours: Number of colours, the vocabulary size of a model.
         num_images: Maximum number of images to fit on, and to measure on; chosen at random.

@@ -38,7 +38,7 @@ def evaluate(
         workdir: Folder for `evaluate.json` and `evaluate.png`.
         source: The data set; None for the model's training data.
         split: "train", "valid" or "test".
-        tokens: A `.npy` file int[N,T] or int[N,H,W] to score in place of a data set.
+        tokens: A `.npy` file int[N,T] or int[N,H,W] to score instead of a data set.
         num_images: Number of images to score, the first ones; None for all of them.
         batch_size: Images per call of the network.
 

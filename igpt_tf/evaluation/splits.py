@@ -111,7 +111,7 @@ def labelled_splits(
         source: The data set.
         num_train: Number of random training images; None for all of them.
         seed: Random seed of the choice of training images.
-        labels_per_class: Number of random training images of each class, in place of `num_train`.
+        labels_per_class: Number of random training images of each class, instead of `num_train`.
 
     Raises:
         InputError: Labels are missing, out of range or all equal, or there are fewer images.

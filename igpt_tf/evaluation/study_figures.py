@@ -8,7 +8,6 @@ import numpy as np
 from igpt_tf.evaluation.plots import open_figure
 
 _COLOURS = ("#1f5fa8", "#b5651d", "#6b8e23", "#8e4585", "#2a9d8f", "#8a8a8a")
-_TITLES = {"autoregressive": "autoregressive", "masked": "masked (BERT)"}
 
 
 def write_figures(workdir: str, report: dict) -> None:
@@ -31,6 +30,11 @@ def write_figures(workdir: str, report: dict) -> None:
         objectives_compared(os.path.join(workdir, "objectives.png"), rows)
 
 
+def objective_title(objective: str) -> str:
+    """The name of an objective in titles; an objective of the user's keeps its own."""
+    return "masked (BERT)" if objective == "masked" else objective
+
+
 def loss_over_compute(path: str, rows: Sequence[dict], fit: dict | None) -> None:
     """Held-out loss over training FLOPs, a line per size, with the fitted optimum per budget."""
     with open_figure(path) as (_, axes):
@@ -42,7 +46,7 @@ def loss_over_compute(path: str, rows: Sequence[dict], fit: dict | None) -> None
         axes.set_xscale("log")
         axes.set_xlabel("training FLOPs")
         axes.set_ylabel("held-out nats per token")
-        axes.set_title(f"Loss over compute, {_TITLES.get(rows[0]['objective'])}")
+        axes.set_title(f"Loss over compute, {objective_title(rows[0]['objective'])}")
         axes.legend(frameon=False, fontsize=8)
 
 
@@ -56,7 +60,7 @@ def probe_over_loss(path: str, rows: Sequence[dict]) -> None:
         axes.invert_xaxis()
         axes.set_xlabel("held-out nats per token (better to the right)")
         axes.set_ylabel(f"{rows[0]['probe_split']} accuracy of the best layer (%)")
-        axes.set_title(f"Linear probe over loss, {_TITLES.get(rows[0]['objective'])}")
+        axes.set_title(f"Linear probe over loss, {objective_title(rows[0]['objective'])}")
         axes.legend(frameon=False, fontsize=8)
 
 
@@ -75,7 +79,7 @@ def accuracy_over_depth(path: str, rows: Sequence[dict]) -> None:
             )
         axes.set_xlabel("depth (0: embeddings, 1: final norm)")
         axes.set_ylabel(f"{rows[0]['probe_split']} accuracy (%)")
-        axes.set_title(f"Linear probe over depth, {_TITLES.get(rows[0]['objective'])}")
+        axes.set_title(f"Linear probe over depth, {objective_title(rows[0]['objective'])}")
         axes.legend(frameon=False, fontsize=8)
 
 
@@ -85,7 +89,7 @@ def objectives_compared(path: str, rows: Sequence[dict]) -> None:
         styles = {"autoregressive": "o-", "masked": "s--"}
         for objective in sorted({row["objective"] for row in rows}):
             probed = [r for r in rows if r["objective"] == objective and "probe_accuracy" in r]
-            style, title = styles.get(objective, "d:"), _TITLES.get(objective, objective)
+            style, title = styles.get(objective, "d:"), objective_title(objective)
             _plot_sizes(axes, probed, "flops", _probe_percent, style, "{size}, " + title)
         axes.set_xscale("log")
         axes.set_xlabel("training FLOPs")

@@ -53,7 +53,7 @@ def supervised_baseline(
     Args:
         workdir: Folder for `supervised_baseline.json`.
         saved_model: Path of a model whose training data, split and image size are used.
-        source: Labelled images, in place of the model's.
+        source: Labelled images, instead of the model's.
         augmentation: Functions of (images, seeds), applied in order to training images.
         labels_per_class: Numbers of labels per class to train on.
         num_subsets: Random subsets per number of labels.

@@ -11,9 +11,9 @@ from igpt_tf.model.gradients import delay, swap_last_axes, with_gradient
 # (n + 1) / 2n of the whole square, and the scores in memory, float32[B,heads,block,T], grow with T.
 # Measured on 2 AVX-512 cores, attention of one 64x64 image (8 heads of width 32), forward and
 # backward, per core: blocks of 64, 128, 256, 512, 1024 queries run at 39, 42, 43, 41, 37 GFLOP/s.
-# Short sequences have four blocks, as far as the products stay large enough. Blocks are multiples
-# of 32 queries, because matrix units of GPUs and TPUs are slow with sizes such as 196, a quarter of
-# a 28x28 image.
+# Short sequences have four blocks, unless these would be smaller than 64 queries. Blocks are
+# multiples of 32 queries, because matrix units of GPUs and TPUs are slow with sizes such as 196, a
+# quarter of a 28x28 image.
 _MAX_BLOCK_SIZE = 256
 _BLOCK_MULTIPLE = 32
 _MIN_BLOCK_SIZE = 64

@@ -96,9 +96,9 @@ class Classifier(keras.Model):
         if training and self.dropout:
             shape = (ops.shape(tokens)[0], self.network.hidden_dim)
             noise = keras.random.uniform(shape, seed=self._seeds)
-        return self.hidden_and_classes(tokens, masked, noise)[1]
+        return self.hidden_and_class_logits(tokens, masked, noise)[1]
 
-    def hidden_and_classes(self, tokens, masked=None, dropout_noise=None):
+    def hidden_and_class_logits(self, tokens, masked=None, dropout_noise=None):
         """Returns (final norm's output float32[B,T,D], class logits float32[B,C]).
 
         Args:
@@ -132,12 +132,12 @@ class Classifier(keras.Model):
             the most votes, and among classes with equally many the most probable).
         """
         if masks is None:
-            return self.decide(self(tokens)[None])
+            return self.vote(self(tokens)[None])
         shape = ops.shape(tokens)
         masks = [ops.broadcast_to(ops.convert_to_tensor(mask, "bool"), shape) for mask in masks]
-        return self.decide(ops.stack([self(tokens, masked=mask) for mask in masks]))
+        return self.vote(ops.stack([self(tokens, masked=mask) for mask in masks]))
 
-    def decide(self, logits):
+    def vote(self, logits):
         """Returns the results of `classify` from class logits float32[K,B,C], one pass per mask."""
         each = ops.softmax(logits)
         votes = ops.one_hot(ops.argmax(each, axis=-1), self.num_classes, dtype="float32")

@@ -37,7 +37,7 @@ class ImageGPT(keras.Model):
         **kwargs: Keras' `dtype` and `trainable`.
 
     Attributes:
-        block_runner: Function (block, h) -> h that runs a block in place of `block(h)`, or None.
+        block_runner: Function (block, h) -> h that runs a block instead of `block(h)`, or None.
             Set by a trainer that shares one traced function among the blocks.
 
     Raises:

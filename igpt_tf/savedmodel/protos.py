@@ -1,4 +1,4 @@
-"""The protocol buffers of SavedModels and warm-up files, as far as this package uses them.
+"""The protocol buffers of SavedModels and warm-up files, reduced to what this package uses.
 
 TensorFlow ships these messages as Python modules, but importing one imports all of TensorFlow, and
 those of the warm-up file need tensorflow-serving-api. Field numbers never change (TensorFlow keeps

@@ -22,7 +22,6 @@ from igpt_tf.errors import InputError
 from igpt_tf.image_grid import grid, write_png
 from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.sampling.sampler import Sampler
-from igpt_tf.training import strategies
 
 _NUM_SAMPLES = 8
 _PROBE_STRENGTH = 0.01  # of the ridge, for standardised features
@@ -186,7 +185,7 @@ class Progress(Callback):
         self._seconds, self._data_seconds, self._num_calls = 0.0, 0.0, 0
 
     def _write(self, loop):
-        loss, memory, speeds = loop.mean_loss(), strategies.peak_memory_gb(), self._speeds(loop)
+        loss, memory, speeds = loop.mean_loss(), runtime.peak_memory_gb(), self._speeds(loop)
         shown = {self._loss_name: f"{loss:.4f}"}
         if speeds:
             shown["images/s"] = f"{speeds['images_per_second']:.1f}"

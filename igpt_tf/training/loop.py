@@ -18,7 +18,7 @@ from igpt_tf.training.summaries import Summaries
 from igpt_tf.training.trainer import Trainer
 from igpt_tf.training.workdir import Workdir
 
-_CALLS_PER_AGREEMENT = 10  # asking the other workers after every call would slow each
+_CALLS_PER_EXCHANGE = 10  # asking the other workers after every call would slow each
 
 
 class TrainingLoop:
@@ -100,7 +100,7 @@ class TrainingLoop:
             print(f"resuming from step {self.step:,}")
         if self._num_rewinds and not self.step:
             self.checkpoints.save(0)  # a state to rewind to
-        with StopSignals(strategies.agreement(self.trainer.strategy)) as signals:
+        with StopSignals(strategies.any_worker_function(self.trainer.strategy)) as signals:
             while True:
                 try:
                     self._take_steps(signals)
@@ -190,12 +190,12 @@ class StopSignals:
     A second signal has its usual effect.
 
     Args:
-        agreement: With several workers, which must stop at the same step: a function that returns
+        any_worker: With several workers, which must stop at the same step: a function that returns
             whether any worker received a signal, given whether this one did.
     """
 
-    def __init__(self, agreement: Callable[[bool], bool] | None = None):
-        self._agreement = agreement
+    def __init__(self, any_worker: Callable[[bool], bool] | None = None):
+        self._any_worker = any_worker
         self._received = []
 
     def __enter__(self):
@@ -214,9 +214,9 @@ class StopSignals:
 
     def received(self, call: int = 0) -> bool:
         """Whether to stop. Workers ask each other at call 0 and after every tenth call."""
-        if self._agreement is None:
+        if self._any_worker is None:
             return bool(self._received)
-        return call % _CALLS_PER_AGREEMENT == 0 and self._agreement(bool(self._received))
+        return call % _CALLS_PER_EXCHANGE == 0 and self._any_worker(bool(self._received))
 
     def exit(self, step: int) -> NoReturn:
         """Exits with 128 + the signal's number; SIGTERM's if another worker received it."""

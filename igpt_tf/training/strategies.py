@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import resource
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -39,9 +38,7 @@ def mirrored_strategy(
     """
     try:
         if logical_cpus is not None:
-            parts = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
-            cpu = tf.config.list_physical_devices("CPU")[0]
-            tf.config.set_logical_device_configuration(cpu, parts)
+            _divide_cpu(logical_cpus)
             devices = tuple(f"CPU:{i}" for i in range(logical_cpus))
         if devices is not None:
             _check_devices(devices)
@@ -52,6 +49,13 @@ def mirrored_strategy(
         raise InputError(
             f"these devices cannot be used together: {error} Received: devices={devices}"
         ) from None
+
+
+def _divide_cpu(number: int) -> None:
+    """Divides the CPU into logical devices. Raises: RuntimeError: TensorFlow has started."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * number
+    tf.config.set_logical_device_configuration(cpu, parts)
 
 
 def _check_devices(devices: Sequence[str]) -> None:
@@ -127,8 +131,7 @@ def sharded_strategy(
         os.environ.update(dtensor_variables(addresses, index))
     has_gpus = bool(tf.config.list_physical_devices("GPU"))
     if logical_cpus is not None:
-        parts = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+        _divide_cpu(logical_cpus)
     try:
         return ShardedStrategy(create_mesh("GPU" if has_gpus and logical_cpus is None else "CPU"))
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
@@ -182,21 +185,21 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
     return len(strategy.extended.worker_devices)
 
 
-def agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None:
-    """Returns a function that computes "any" over the workers: bool -> bool.
+def any_worker_function(strategy: tf.distribute.Strategy) -> Callable[[bool], bool] | None:
+    """Returns a function bool -> bool: whether its argument is true on any worker.
 
-    All workers must call it at the same step. Returns None with a single host.
+    All workers must call it at the same step. None with a single worker.
     """
     if isinstance(strategy, ShardedStrategy):
         return strategy.any_worker if strategy.num_workers > 1 else None
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return None
 
-    def on_any(here: bool) -> bool:
+    def any_worker(here: bool) -> bool:
         flag = strategy.run(lambda: tf.constant(float(here)))
         return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, flag, axis=None) > 0)
 
-    return on_any
+    return any_worker
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
@@ -285,14 +288,6 @@ def lost_worker_error(strategy: tf.distribute.Strategy):
             "another worker was lost; start all workers again and they resume from the newest "
             f"checkpoint. Received: worker={worker_index(strategy)}, {reason}"
         ) from None
-
-
-def peak_memory_gb() -> float:
-    """Peak memory of this process so far, in GB: of the GPU with the highest, else of the host."""
-    gpus = tf.config.list_logical_devices("GPU")
-    if not gpus:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return max(tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus) / 1e9
 
 
 def check_batch_size(

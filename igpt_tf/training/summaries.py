@@ -115,7 +115,7 @@ class Summaries:
 
     @contextlib.contextmanager
     def _other_writer(self, subfolder: str):
-        """Context that writes to a folder, in place of what was written there before."""
+        """Context that writes to a folder and hides what was written there before."""
         with contextlib.closing(
             tf.summary.create_file_writer(os.path.join(self._folder, subfolder))
         ) as writer:

@@ -68,7 +68,7 @@ class Workdir:
             longer now; else None.
 
     Raises:
-        InputError: The folder cannot be written, a file is in the place of the exports, or another
+        InputError: The folder cannot be written, a file is where the exports belong, or another
             process is training in it.
     """
 
@@ -86,7 +86,7 @@ class Workdir:
         export = self.file("export")  # checked now, because it is written at the very end
         if os.path.lexists(export) and not os.path.isdir(export):
             raise InputError(
-                "a file is in the place of the folder of the SavedModels; move it away and start "
+                "a file is where the folder of the SavedModels belongs; move it away and start "
                 f"again. Received: {export}"
             )
         try:
@@ -123,7 +123,7 @@ class Workdir:
         is_finished = self.result() is not None
         path = self.file("operative_config.gin")
         before, now = _read_configuration(path), config.parse_bindings(run.configuration)
-        goes_on = refuse_other_run(
+        has_work = refuse_other_run(
             self._own,
             run,
             checkpoints=self.shared_file("checkpoints"),
@@ -132,16 +132,16 @@ class Workdir:
         )
         if before is not None and _is_longer(before, now) and self._has_checkpoints():
             self.length_before = int(before[_LENGTH])
-        if is_finished and goes_on and self.is_chief:
+        if is_finished and has_work and self.is_chief:
             # First of all: a run that is killed from here on is an unfinished one.
             os.remove(self.file("result.json"))
         if before is None or before != now:
             files.write_text(path, run.configuration)
         if not os.path.exists(self.file("palette.npy")):
             run.palette.save(self.file("palette.npy"))
-        if goes_on:
+        if has_work:
             files.write_json(self.file("data.json"), run.data)
-        return goes_on
+        return has_work
 
     def _has_checkpoints(self) -> bool:
         return newest_step(self.shared_file("checkpoints")) is not None
@@ -231,11 +231,11 @@ def open_run(
     strategies.check_same_on_all_workers(strategy, run.settings())
     folder = Workdir(workdir, strategies.worker_index(strategy))
     with full_disk_error(workdir):
-        goes_on = folder.claim(run, allow_changed_data=allow_changed_data)
-        agreement = strategies.agreement(strategy)
-        if agreement is not None:  # a start may have been killed between two workers' claims
-            goes_on = agreement(goes_on)
-        if not goes_on:
+        has_work = folder.claim(run, allow_changed_data=allow_changed_data)
+        any_worker = strategies.any_worker_function(strategy)
+        if any_worker is not None:  # a start may have been killed between two workers' claims
+            has_work = any_worker(has_work)
+        if not has_work:
             print(f"this run is finished: {folder.shared_file('result.json')}")
             return None
         if folder.is_chief:
@@ -300,11 +300,11 @@ def refuse_other_run(
     """
     data = _read_data(os.path.join(path, "data.json"))
     before = _read_configuration(os.path.join(path, "operative_config.gin"))
-    goes_on = not is_finished
+    has_work = not is_finished
     if before is not None:
         now = config.parse_bindings(run.configuration)
         is_longer = _is_longer(before, now)
-        goes_on = goes_on or is_longer or before.get(_EXPORT) != now.get(_EXPORT)
+        has_work = has_work or is_longer or before.get(_EXPORT) != now.get(_EXPORT)
         changeable = {_EXPORT} if is_finished and not is_longer else _CHANGEABLE
         difference = _first_difference(
             before,
@@ -323,14 +323,14 @@ def refuse_other_run(
                 f"same bindings. Received: {difference}, workdir={path}"
             )
     _refuse_other_palette(os.path.join(path, "palette.npy"), run.palette)
-    if data is not None and goes_on:
+    if data is not None and has_work:
         _refuse_changed_data(path, data, run.data, allow_changed_data)
-    if is_finished and goes_on and newest_step(checkpoints) is None:
+    if is_finished and has_work and newest_step(checkpoints) is None:
         raise InputError(
             "the finished run has no checkpoint from which it could be lengthened or exported "
             f"again; choose another workdir. Received: workdir={path}"
         )
-    return goes_on
+    return has_work
 
 
 def _is_longer(before: dict[str, str], now: dict[str, str]) -> bool:

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from igpt_tf.data import batches, digits, flip, reflect_pad_crop, shift
 from igpt_tf.data.augmentation import check
-from igpt_tf.data.stateless_random import fold, row_integers
+from igpt_tf.data.stateless_random import fold_in, row_integers
 from igpt_tf.errors import InputError
 
 
@@ -74,7 +74,7 @@ def test_row_integers_are_uniform_and_their_streams_independent():
 
 
 def test_folded_seeds_never_repeat():
-    folded = tf.concat([fold(seeds(5_000), salt) for salt in range(3)], axis=0).numpy()
+    folded = tf.concat([fold_in(seeds(5_000), salt) for salt in range(3)], axis=0).numpy()
     assert len({tuple(seed) for seed in folded}) == 15_000
 
 

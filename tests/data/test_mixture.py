@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from igpt_tf.data import ArrayExamples, FileExamples, batches, iterate, mixture, npz
 from igpt_tf.data import source_from_description as rebuild
-from igpt_tf.data.mixture import MixedExamples, deal
+from igpt_tf.data.mixture import MixedExamples, assign_positions
 from igpt_tf.errors import InputError
 
 
@@ -34,21 +34,21 @@ def shown(examples, num_steps, first_step=0, **arguments):
 
 @pytest.mark.parametrize("shares", [(1,), (1, 1), (2, 5, 1), (1, 99), (1279, 100_000_000)])
 def test_every_interval_of_positions_has_the_share_of_each_part(shares):
-    components, _ = deal(tf.range(5000, dtype=tf.int64), shares)
+    components, _ = assign_positions(tf.range(5000, dtype=tf.int64), shares)
     for number, share in enumerate(shares):
-        dealt = np.concatenate([[0], np.cumsum(components.numpy() == number)])
-        deviation = dealt - np.arange(5001) * share / sum(shares)
+        assigned = np.concatenate([[0], np.cumsum(components.numpy() == number)])
+        deviation = assigned - np.arange(5001) * share / sum(shares)
         assert np.ptp(deviation) < len(shares)
 
 
 def test_the_numbers_within_a_part_have_no_gaps_and_need_no_history():
     start = 10**10  # far into a run
     positions = tf.range(start, start + 4000, dtype=tf.int64)
-    components, places = (x.numpy() for x in deal(positions, (2, 5, 1)))
+    components, places = (x.numpy() for x in assign_positions(positions, (2, 5, 1)))
     for number in range(3):
         own = places[components == number]
         np.testing.assert_array_equal(own, np.arange(own[0], own[0] + len(own)))
-    assert (deal(tf.constant([0], tf.int64), (2, 5, 1))[1] == 0).numpy().all()
+    assert (assign_positions(tf.constant([0], tf.int64), (2, 5, 1))[1] == 0).numpy().all()
 
 
 def test_no_image_repeats_before_all_images_of_its_part_were_used():

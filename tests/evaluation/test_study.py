@@ -9,6 +9,7 @@ import pytest
 
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import study
+from igpt_tf.evaluation.study_figures import objective_title
 
 GRID = {
     "models": {"a": (1, 8, 1), "b": (2, 16, 2)},
@@ -83,6 +84,11 @@ def test_the_fit_recovers_the_coefficients_of_a_scaling_law():
     assert fit["E"] == pytest.approx(2, abs=0.02)
     assert fit["alpha"] == pytest.approx(0.35, abs=0.02)
     assert study.fit_loss(rows, "autoregressive") is None
+
+
+def test_figures_name_an_objective_of_the_users_own():
+    assert objective_title("masked") == "masked (BERT)"
+    assert objective_title("diffusion") == "diffusion"
 
 
 def test_a_study_of_two_cells_pretrains_probes_and_writes_its_table(tmp_path):

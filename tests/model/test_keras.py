@@ -63,7 +63,7 @@ def test_a_head_on_a_layer_reads_its_features_and_trains_what_it_depends_on(laye
     variables = classifier.trainable_variables
     assert (len(variables) == len(classifier.variables)) == generative
     with tf.GradientTape() as tape:
-        final, logits = classifier.hidden_and_classes(TOKENS)
+        final, logits = classifier.hidden_and_class_logits(TOKENS)
         loss = tf.reduce_sum(logits**2)
         if generative:
             loss += tf.reduce_sum(network.token_logits(final) ** 2)
@@ -80,7 +80,7 @@ def test_dropout_sets_features_of_the_head_to_zero_in_training_only(classifier):
     noise = np.random.default_rng(0).random((8, 16)).astype("float32")
     features = np.asarray(classifier.network.features(TOKENS))[:, -1]
     head = classifier.head.numpy().T
-    _, dropped = classifier.hidden_and_classes(TOKENS, dropout_noise=noise)
+    _, dropped = classifier.hidden_and_class_logits(TOKENS, dropout_noise=noise)
     np.testing.assert_allclose(
         dropped, np.where(noise < 0.3, 0, features / 0.7) @ head, rtol=1e-4, atol=1e-5
     )
