@@ -26,7 +26,7 @@ def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> 
     """
     if not isinstance(augmentation, list | tuple) or not all(map(callable, augmentation)):
         raise InputError(
-            "an augmentation is a list of functions, as in [@shift(), @flip()], or []. "
+            "augmentation must be a list of functions, as in [@shift(), @flip()], or []. "
             f"Received: augmentation={augmentation!r}"
         )
     for augment in augmentation:
@@ -36,7 +36,7 @@ def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> 
                 augment(tf.zeros([1, *image_size, 3], tf.uint8), tf.zeros([1, 2], tf.int32))
         except TypeError as error:
             raise InputError(
-                "an augmentation is a function of images and seeds, which in gin has parentheses: "
+                "an augmentation must be functions of images and seeds; in gin with parentheses: "
                 f"[@shift()]. Received: {str(error).splitlines()[0]}"
             ) from None
 

@@ -233,7 +233,7 @@ def size_pair(image_size) -> tuple[int, int]:
     pair = tuple(image_size) if is_pair else (image_size, image_size)
     if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
         raise InputError(
-            "image_size is a positive integer or a pair (height, width). "
+            "image_size must be a positive integer or a pair (height, width). "
             f"Received: image_size={image_size!r}"
         )
     return pair

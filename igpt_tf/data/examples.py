@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from igpt_tf.data import decoding
 from igpt_tf.data.stateless_random import epoch_order, row_uniform
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, check_choice
 
 CROPS = ("centre", "random")
 _SAMPLE = 4096  # bytes of a file that are read at once for its fingerprint
@@ -162,8 +162,7 @@ class FileExamples:
         enlarge: bool = False,
         background: tuple[int, int, int] = decoding.WHITE,
     ):
-        if crop not in CROPS:
-            raise InputError(f"a crop is one of {', '.join(CROPS)}. Received: crop={crop!r}")
+        check_choice("crop", crop, CROPS)
         self.paths = np.array([os.fspath(path) for path in paths], dtype=object)
         self.labels = None if labels is None else np.asarray(labels, "int32")
         self.image_size = tuple(image_size)

@@ -12,7 +12,7 @@ from igpt_tf.data import decoding
 from igpt_tf.data.decoding import WHITE, size_pair
 from igpt_tf.data.examples import CROPS, FileExamples
 from igpt_tf.data.sources import Source, heldout_split, register
-from igpt_tf.errors import InputError
+from igpt_tf.errors import InputError, check_choice
 from igpt_tf.files import IMAGE_ENDINGS, list_folder
 
 # Names of the folders of the parts, in any case.
@@ -65,10 +65,10 @@ def image_folder(
     Source: paper, section 3.1 (ImageNet: 4 % held out).
     """
     image_size = size_pair(image_size)
-    _check_choice("crop", crop, CROPS)
-    _check_choice("small_images", small_images, SMALL_IMAGES)
+    check_choice("image_folder.crop", crop, CROPS)
+    check_choice("image_folder.small_images", small_images, SMALL_IMAGES)
     if len(background) != 3 or not all(level in range(256) for level in background):
-        raise InputError(f"a background is three numbers from 0 to 255. Received: {background=}")
+        raise InputError(f"background must be three numbers from 0 to 255. Received: {background=}")
     if not os.path.isdir(directory):
         raise InputError(
             f"no such folder; give one with train/CLASS/*.png in it. Received: {directory=}"
@@ -239,10 +239,3 @@ def _print_account(directory: str, found: list[str], source: Source, left_out: d
         if names:
             line += f"\n  left out: {len(names):,} {reason} (such as {names[0]})"
     print(line.encode("utf-8", "backslashreplace").decode())
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(
-            f"image_folder.{name} is one of {', '.join(choices)}. Received: {name}={value!r}"
-        )

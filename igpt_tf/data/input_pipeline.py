@@ -310,7 +310,7 @@ def _shard_rows(batch_size: int, shard: tuple[int, int]) -> slice:
     index, num_shards = shard
     if batch_size < 1 or batch_size % num_shards:
         raise InputError(
-            "the batch size is at least 1 and divides evenly among the shards. "
+            "the batch size must be at least 1 and divide evenly among the shards. "
             f"Received: {batch_size=}, {num_shards=}"
         )
     size = batch_size // num_shards

@@ -160,7 +160,7 @@ def mixture(*, sources: Sequence[Source | dict], weights: Sequence[float] | None
     sizes = {source.image_size for source in sources}
     if len(sizes) != 1:
         raise InputError(
-            "a mixture takes at least one source, all of one image_size. "
+            "a mixture needs at least one source, and all must have one image_size. "
             f"Received: image_sizes={sorted(sizes)}"
         )
     if any(source.name == "mixture" for source in sources):
@@ -193,6 +193,6 @@ def _shares(weights: Sequence[float], count: int) -> list[int]:
         if sum(shares) // math.gcd(*shares) <= _MAX_SHARES:
             return shares
     raise InputError(
-        "mixture.weights are positive numbers, one per source, of few digits, such as [0.3, 0.7]. "
+        "mixture.weights must be positive numbers of few digits, one per source, as [0.3, 0.7]. "
         f"Received: weights={list(weights)}, sources={count}"
     )

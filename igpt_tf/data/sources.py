@@ -128,7 +128,7 @@ def heldout_split(examples: Examples, heldout: float, seed: int) -> tuple[Exampl
     num_heldout = math.ceil(round(size * heldout, 6))
     if not 0 < heldout < 1 or num_heldout >= size:
         raise InputError(
-            "the held-out fraction is between 0 and 1 and leaves images in both parts. "
+            "the held-out fraction must be between 0 and 1 and leave images in both parts. "
             f"Received: heldout={heldout}, images={size}"
         )
     # RandomState, whose stream NumPy has frozen: the split is the same in later versions.
@@ -160,7 +160,7 @@ def array_examples(
     is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)
     if images.dtype != np.uint8 or not is_image or not images.size:
         raise InputError(
-            "images are uint8 [N, height, width, 3] or [N, height, width], at least one. "
+            "images must be uint8 [N, height, width, 3] or [N, height, width], at least one. "
             f"Received: dtype={images.dtype}, shape={images.shape}, from={origin}"
         )
     if labels is not None:
@@ -219,14 +219,14 @@ def _area_sums(values: np.ndarray, axis: int, length: int, stretch: float) -> np
 def _check_labels(labels, num_images, num_classes, origin) -> np.ndarray:
     if labels.shape not in [(num_images,), (num_images, 1)] or labels.dtype.kind not in "iu":
         raise InputError(
-            "labels are integers, one per image. Received: "
+            "labels must be integers, one per image. Received: "
             f"dtype={labels.dtype}, shape={labels.shape}, images={num_images}, from={origin}"
         )
     lowest, highest = int(labels.min()), int(labels.max())
     bound = _MAX_CLASSES if num_classes is None else num_classes
     if lowest < 0 or highest >= bound:
         raise InputError(
-            f"labels count the classes from 0 and are below {bound}. "
+            f"labels must be class numbers from 0 to {bound - 1}. "
             f"Received: {lowest=}, {highest=}, from={origin}"
         )
     return labels.reshape(num_images)

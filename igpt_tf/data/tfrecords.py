@@ -288,7 +288,7 @@ def write_shards(source: Source, directory: str, *, images_per_shard: int, watch
     parts = {part: getattr(source, part) for part in _PARTS}
     parts = {part: examples for part, examples in parts.items() if examples is not None}
     if images_per_shard < 1:
-        raise InputError(f"a shard holds at least one image. Received: {images_per_shard=}")
+        raise InputError(f"a shard must hold at least one image. Received: {images_per_shard=}")
     if not all(examples.is_fixed for examples in parts.values()):
         raise InputError(
             "random crops change each time an image is loaded, and a shard holds one of them; set "

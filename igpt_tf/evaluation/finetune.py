@@ -204,8 +204,8 @@ def _check_refit(splits: Splits, labels_per_class: int | None) -> None:
         )
     if labels_per_class is not None:
         raise InputError(
-            "a refit would add the labels of all held-out images to the few; leave one of the two "
-            f"out. Received: finetune.refit=True, finetune.labels_per_class={labels_per_class}"
+            "a refit would add the labels of all held-out images to the few; leave one of the "
+            f"two out. Received: finetune.refit=True, finetune.labels_per_class={labels_per_class}"
         )
 
 
@@ -231,7 +231,7 @@ def _check_rates(learning_rates: list[float], build_optimizer) -> None:
     """Raises: InputError, also from the optimizer, if a rate is wrong or occurs twice."""
     if not learning_rates or len(set(learning_rates)) < len(learning_rates):
         raise InputError(
-            "at least one learning rate, and each only once. "
+            "give at least one learning rate, and each only once. "
             f"Received: finetune.learning_rates={learning_rates}"
         )
     for rate in learning_rates:

@@ -95,8 +95,8 @@ def sample(
         text = gallery.write_completions(originals, completions, num_given or "0.5")
     elif num_given is not None:
         raise InputError(
-            "what is given is either rows (--num_given) or the bright pixels of a mask (--known), "
-            f"not both. Received: {num_given=}, {known=}"
+            "pass either --num_given, for rows, or --known, for the bright pixels of a mask, not "
+            f"both. Received: {num_given=}, {known=}"
         )
     else:
         text = gallery.write_inpaintings(originals, completions, known, num_rounds)

@@ -119,7 +119,7 @@ def labelled_splits(
     train = source.train
     if num_train is not None and labels_per_class is not None:
         raise InputError(
-            "training images are limited either in all or per class. "
+            "limit training images by num_train or by labels_per_class, not both. "
             f"Received: {num_train=}, {labels_per_class=}"
         )
     if num_train is not None:

@@ -366,7 +366,7 @@ def _summary(result: dict) -> str:
 def _check_vocabulary(palette: Palette, abstract: ImageGPT) -> None:
     if len(palette) != abstract.vocabulary_size:
         raise InputError(
-            "the palette's size is the model's vocabulary size; set build_model.vocabulary_size to "
-            f"{len(palette)} or choose another palette. Received: "
+            "the palette's size must be the model's vocabulary size; set "
+            f"build_model.vocabulary_size to {len(palette)} or choose another palette. Received: "
             f"vocabulary_size={abstract.vocabulary_size}, palette={len(palette)} colours"
         )

@@ -140,7 +140,7 @@ def test_a_cifar_array_that_claims_objects_is_not_built(cifar_folder):
 def test_labels_that_an_int32_cannot_hold_are_refused(tmp_path, label):
     labels = np.array([0, 1, label, 0])
     np.savez(tmp_path / "a.npz", images=random_images(4), labels=labels)
-    with pytest.raises(InputError, match="labels count the classes from 0"):
+    with pytest.raises(InputError, match="labels must be class numbers from 0"):
         npz(path=str(tmp_path / "a.npz"))
 
 

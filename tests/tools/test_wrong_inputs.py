@@ -23,8 +23,8 @@ DATA = {
     "size": (IMAGES[:, :6, :6], TWO, "8x8 pixels"),
     "unlabelled": (IMAGES, None, "no labels"),
     "one_class": (IMAGES, np.zeros(40, int), "at least two classes"),
-    "negative": (IMAGES, -TWO, "count the classes from 0"),
-    "fractions": (IMAGES, TWO / 2, "labels are integers"),
+    "negative": (IMAGES, -TWO, "class numbers from 0"),
+    "fractions": (IMAGES, TWO / 2, "labels must be integers"),
 }
 
 
