@@ -162,5 +162,5 @@ def check_finite(name: str, value: np.ndarray, fix: str) -> None:
     if num_wrong:
         raise InputError(
             f"the weight {name} has values that are NaN or infinite; {fix}. "
-            f"Received: {num_wrong} of {value.size} values"
+            f"Received: {num_wrong:,} of {value.size:,} values"
         )
