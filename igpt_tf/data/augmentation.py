@@ -36,7 +36,7 @@ def check(augmentation: Sequence[Augmentation], image_size: tuple[int, int]) -> 
                 augment(tf.zeros([1, *image_size, 3], tf.uint8), tf.zeros([1, 2], tf.int32))
         except TypeError as error:
             raise InputError(
-                "an augmentation must be functions of images and seeds; in gin with parentheses: "
+                "augmentation must be functions of images and seeds; in gin with parentheses: "
                 f"[@shift()]. Received: {str(error).splitlines()[0]}"
             ) from None
 

@@ -88,7 +88,7 @@ def test_an_error_of_an_augmentation_is_raised_unchanged_in_the_pipeline():
 
 @pytest.mark.parametrize("wrong", [flip(), ["flip"], [flip], None])
 def test_only_a_list_of_augmentations_is_accepted(wrong):
-    with pytest.raises(InputError, match="an augmentation is a"):
+    with pytest.raises(InputError, match="augmentation must be"):
         check(wrong, (8, 8))
     check([flip(), shift(), reflect_pad_crop()], (8, 8))
     check([], (8, 8))
