@@ -11,7 +11,8 @@ def check_layer(layer: int | None, num_layers: int) -> None:
     """Raises: InputError, if a network of that many blocks has no such layer for a head."""
     if layer is not None and not 0 <= layer <= num_layers:
         raise InputError(
-            f"the head must read a layer from 0 to {num_layers}; {num_layers} is the final norm. "
+            f"the head must read one of the layers 0 to {num_layers}; {num_layers} is the final "
+            "norm. "
             f"Received: {layer=}"
         )
 
@@ -19,7 +20,7 @@ def check_layer(layer: int | None, num_layers: int) -> None:
 def check_dropout(dropout: float) -> None:
     """Raises: InputError, if `dropout` is no probability below 1."""
     if not 0 <= dropout < 1:
-        raise InputError(f"dropout must be a probability in [0, 1). Received: {dropout=}")
+        raise InputError(f"dropout must be 0 or more and below 1. Received: {dropout=}")
 
 
 @keras.saving.register_keras_serializable("igpt_tf")

@@ -51,7 +51,7 @@ def test_training_images_are_chosen_per_class():
     assert splits.sizes == {"train": 40, "valid": 360}
     with pytest.raises(InputError, match="labels_per_class=400"):
         labelled_splits(digits(), labels_per_class=400)
-    with pytest.raises(InputError, match="either in all or per class"):
+    with pytest.raises(InputError, match="num_train or by labels_per_class"):
         labelled_splits(digits(), 100, labels_per_class=4)
 
 
