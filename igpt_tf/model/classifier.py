@@ -12,8 +12,7 @@ def check_layer(layer: int | None, num_layers: int) -> None:
     if layer is not None and not 0 <= layer <= num_layers:
         raise InputError(
             f"the head must read one of the layers 0 to {num_layers}; {num_layers} is the final "
-            "norm. "
-            f"Received: {layer=}"
+            f"norm. Received: {layer=}"
         )
 
 
