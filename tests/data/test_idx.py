@@ -55,7 +55,7 @@ def test_labels_beyond_the_classes_are_refused(write_idx):
     directory, _ = write_idx("mnist")
     path = directory / "train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
-    with pytest.raises(InputError, match="below 10.*highest=10"):
+    with pytest.raises(InputError, match="from 0 to 9.*highest=10"):
         mnist(directory=str(directory))
 
 
