@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests import programs
+
 PROGRAM = """
 '''What the program is for.'''
 import sys
@@ -126,7 +128,5 @@ def test_other_errors_show_a_traceback():
     ],
 )
 def test_programs_check_their_workdir_first(tool, arguments):
-    command = [sys.executable, "-m", f"tools.{tool}", *arguments, "--workdir=/proc"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
-    assert "the workdir cannot be written" in ended.stderr
+    line = programs.refused_at_once(f"tools.{tool}", *arguments, "--workdir=/proc")
+    assert "the workdir cannot be written" in line

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from igpt_tf import runtime
+from tests import programs
 
 RUN = "gin/runs/digits_tiny_ar.gin"
 SHORT = (
@@ -26,24 +27,23 @@ SHORT = (
 )
 
 
-def command(workdir, *bindings, gin_file=RUN, flags=()):
+def arguments(workdir, *bindings):
     bindings = [f"--gin_param={binding}" for binding in (*SHORT, *bindings)]
-    main = [sys.executable, "-m", "igpt_tf.main", f"--gin_file={gin_file}"]
-    return [*main, f"--workdir={workdir}", *bindings, *flags]
+    return [f"--gin_file={RUN}", f"--workdir={workdir}", *bindings]
 
 
-def run(*arguments, environment=(), **options):
-    variables = {**os.environ, **dict(environment)}
-    return subprocess.run(
-        command(*arguments, **options), env=variables, capture_output=True, text=True
-    )
+def command(workdir):
+    return [sys.executable, "-m", "igpt_tf.main", *arguments(workdir)]
+
+
+def run(workdir, *bindings, flags=(), **environment):
+    return programs.run("igpt_tf.main", *arguments(workdir, *bindings), *flags, **environment)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    ended = run(workdir)
-    assert ended.returncode == 0, ended.stderr
+    subprocess.run(command(workdir), check=True, stdout=subprocess.DEVNULL)
     return workdir
 
 
@@ -77,9 +77,8 @@ def test_finished_run_is_left_as_it_is(straight):
 
 
 def test_operative_configuration_alone_repeats_the_run(straight, tmp_path):
-    main = [sys.executable, "-m", "igpt_tf.main", f"--workdir={tmp_path / 'again'}"]
     config = straight / "operative_config.gin"
-    subprocess.run([*main, f"--gin_file={config}"], check=True, capture_output=True)
+    programs.done("igpt_tf.main", f"--gin_file={config}", f"--workdir={tmp_path / 'again'}")
     assert_same_end(straight, tmp_path / "again")
 
 
@@ -184,9 +183,8 @@ def test_averaged_weights_with_several_steps_per_execution_are_exported_and_prof
 
 def test_too_little_memory_ends_in_one_line_with_advice(tmp_path):
     # Enough for weights and constants, whose lack TensorFlow does not survive, not for a step.
-    little = {"TF_CPU_BFC_MEM_LIMIT_IN_MB": "128"}
     large = "build_model.hidden_dim=256", "train.batch_size=1024"
-    ended = run(tmp_path / "run", *large, environment=little)
+    ended = run(tmp_path / "run", *large, TF_CPU_BFC_MEM_LIMIT_IN_MB="128")
     *bar, line = ended.stderr.splitlines()
     assert ended.returncode == 2 and line.startswith("error: not enough memory"), ended.stderr
     assert "step_options.gradient_accumulation_steps" in line and all(
@@ -235,12 +233,9 @@ def test_help_lists_the_flags():
     ],
 )
 def test_missing_value_ends_with_code_2_and_one_line(files, binding, missing):
-    main = [sys.executable, "-m", "igpt_tf.main", "--dry_run", f"--gin_param={binding}"]
-    ended = subprocess.run(
-        main + [f"--gin_file=gin/{file}" for file in files], capture_output=True, text=True
-    )
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
-    assert f"error: {missing}" in ended.stderr and "must be bound" in ended.stderr
+    files = [f"--gin_file=gin/{file}" for file in files]
+    line = programs.refused_at_once("igpt_tf.main", "--dry_run", f"--gin_param={binding}", *files)
+    assert f"error: {missing}" in line and "must be bound" in line
 
 
 def test_other_configuration_in_the_same_workdir_is_refused(straight):

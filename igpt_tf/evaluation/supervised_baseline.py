@@ -86,7 +86,8 @@ def supervised_baseline(
     def build():
         return wide_resnet(image_size=source.image_size, num_classes=splits.num_classes)
 
-    def train(examples: Examples, run_seed: int) -> dict:
+    def train(title: str, examples: Examples, run_seed: int) -> dict:
+        print(f"{title}, {len(examples):,} images, {num_steps:,} steps:", flush=True)
         return _train(
             build,
             examples,
@@ -117,10 +118,13 @@ def supervised_baseline(
     }
     for k in counts:
         subsets = [draw_subset(splits.train.labels, k, (seed, i)) for i in range(num_subsets)]
-        runs = [train(splits.train.take(subset), seed + i) for i, subset in enumerate(subsets)]
+        runs = [
+            train(f"{k} labels per class, subset {i}", splits.train.take(subset), seed + i)
+            for i, subset in enumerate(subsets)
+        ]
         report["few_labels"].append({"labels_per_class": k, **_row(runs, splits)})
     if all_labels:
-        report["all_labels"] = _row([train(splits.train, seed)], splits)
+        report["all_labels"] = _row([train("all labels", splits.train, seed)], splits)
     files.write_json(os.path.join(workdir, "supervised_baseline.json"), report)
     return report
 

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import study
 from igpt_tf.evaluation.study_figures import objective_title
+from tests import programs
 
 GRID = {
     "models": {"a": (1, 8, 1), "b": (2, 16, 2)},
@@ -110,14 +109,13 @@ def test_a_study_of_two_cells_pretrains_probes_and_writes_its_table(tmp_path):
     }
     text = "\n".join(f"study.{name} = {value}" for name, value in parameters.items())
     (tmp_path / "digits.gin").write_text(text)
-    command = [sys.executable, "-m", "tools.study", f"--gin_file={tmp_path / 'digits.gin'}"]
+    command = ["tools.study", f"--gin_file={tmp_path / 'digits.gin'}"]
     command += [f"--workdir={tmp_path / 'study'}"]
 
-    planned = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, check=True)
-    assert "2 cells" in planned.stdout
+    assert "2 cells" in programs.done(*command, "--dry_run")
     assert not (tmp_path / "study").exists()
 
-    subprocess.run([*command, "--jobs=2"], capture_output=True, text=True, check=True)
+    programs.done(*command, "--jobs=2")
     report = json.loads((tmp_path / "study" / "study.json").read_text())
     assert [row["objective"] for row in report["cells"]] == ["autoregressive", "masked"]
     for row in report["cells"]:
@@ -126,11 +124,8 @@ def test_a_study_of_two_cells_pretrains_probes_and_writes_its_table(tmp_path):
     for name in ("study.csv", "loss_masked.png", "probe_masked.png", "objectives.png"):
         assert os.path.exists(tmp_path / "study" / name)
 
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "python -m igpt_tf.main" not in again.stdout  # finished cells are kept
+    assert "python -m igpt_tf.main" not in programs.done(*command)  # finished cells are kept
 
     changed = (tmp_path / "digits.gin").read_text().replace("0.05", "0.06")
     (tmp_path / "digits.gin").write_text(changed)
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "belongs to another configuration" in refused.stderr
+    assert "belongs to another configuration" in programs.refused(*command)

@@ -14,6 +14,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.image_grid import write_png
 from igpt_tf.report.charts import Curve, LineChart, line_chart
 from igpt_tf.report.page import write_report
+from tests import programs
 
 VOID = {"img", "meta"}
 HOSTILE = '<script>alert("1 & 2 $x$")</script>'
@@ -277,10 +278,8 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(finished):
 
 
 def test_a_folder_that_is_not_a_run_ends_with_code_2_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "tools.report", f"--workdir={tmp_path}"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
-    assert "not the folder of a run" in ended.stderr
+    line = programs.refused_at_once("tools.report", f"--workdir={tmp_path}")
+    assert "not the folder of a run" in line
     with pytest.raises(InputError, match="does not exist"):
         write_report(str(tmp_path), [str(tmp_path / "none")])
 

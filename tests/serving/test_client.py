@@ -21,6 +21,7 @@ from igpt_tf.savedmodel.load import SavedModel
 from igpt_tf.serving import file_requests
 from igpt_tf.serving.client import Client
 from igpt_tf.serving.transports import Grpc, RequestRefused, Rest, ServerAddress, ServerError
+from tests import programs
 from tests.serving import exported, standin
 
 PARAMS = SamplingParams(seed=3, temperature=0.9, top_k=6, top_p=0.95)
@@ -327,19 +328,12 @@ def test_images_must_be_named(tmp_path):
             file_requests.list_images(nothing)
 
 
-def _run(*arguments, **options):
-    command = [sys.executable, "-m", "tools.serving_client", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
-
-
 def test_the_program_samples_from_a_server(server, tmp_path):
     transport, address = server
     kind = "--grpc" if transport is Grpc else "--nogrpc"
-    ended = _run(
-        "--ask=sample", f"--server={address}", kind, "--num_images=2", f"--workdir={tmp_path}"
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "2 samples\n"
+    arguments = "--ask=sample", f"--server={address}", kind, "--num_images=2"
+    printed = programs.done("tools.serving_client", *arguments, f"--workdir={tmp_path}")
+    assert printed == "2 samples\n"
     assert (tmp_path / "sample.png").exists()
 
 
@@ -357,10 +351,8 @@ def test_the_program_samples_from_a_server(server, tmp_path):
     ],
 )
 def test_the_program_ends_with_2_and_one_line_for_a_mistake(arguments, tmp_path):
-    ended = _run(*arguments, f"--workdir={tmp_path}")
-    assert ended.returncode == 2
-    assert len(ended.stderr.splitlines()) == 1 and ended.stderr.startswith("error: ")
-    assert "\x1b" not in ended.stderr
+    workdir = f"--workdir={tmp_path}"
+    assert "\x1b" not in programs.refused_at_once("tools.serving_client", *arguments, workdir)
 
 
 def test_rest_does_not_import_tensorflow_unless_images_are_decoded(served, tmp_path, images):

@@ -2,19 +2,18 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from tests import programs
 
 S = "--gin_file=gin/runs/imagenet32_s_ar.gin"
 BFLOAT16 = '--gin_param=train.precision="mixed_bfloat16"'
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "tools.compile", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return programs.run("tools.compile", *arguments)
 
 
 def compile_digits(folder, target, *arguments):

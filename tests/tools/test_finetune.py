@@ -12,6 +12,7 @@ import pytest
 from igpt_tf import config
 from igpt_tf.config import recipes
 from igpt_tf.evaluation import finetune  # noqa: F401  (what gin may name)
+from tests import programs
 from tests.evaluation.tiny import write_tiny
 
 SHORT = (
@@ -26,19 +27,16 @@ def saved_model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("model") / "export" / "0", num_layers=1)
 
 
-def start(saved_model, workdir, *bindings):
-    arguments = [f"--gin_param={binding}" for binding in bindings]
-    command = [sys.executable, "-m", "tools.finetune", f"--saved_model={saved_model}"]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *arguments],
-        stdout=subprocess.PIPE,
+def test_sigterm_saves_and_another_length_is_another_run(saved_model, tmp_path):
+    arguments = [f"--saved_model={saved_model}", f"--workdir={tmp_path}"]
+    arguments += [f"--gin_param={binding}" for binding in SHORT]
+    command = [sys.executable, "-m", "tools.finetune", *arguments]
+    process = subprocess.Popen(
+        [*command, "--gin_param=finetune.num_steps=100000"],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def test_sigterm_saves_and_another_length_is_another_run(saved_model, tmp_path):
-    process = start(saved_model, tmp_path, *SHORT, "finetune.num_steps=100000")
     while process.poll() is None and not list(tmp_path.glob("checkpoints/ckpt-*.index")):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -47,17 +45,15 @@ def test_sigterm_saves_and_another_length_is_another_run(saved_model, tmp_path):
     checkpoint = max(
         int(path.stem.split("-")[1]) for path in tmp_path.glob("checkpoints/ckpt-*.index")
     )
-    other = start(saved_model, tmp_path, *SHORT, "finetune.num_steps=100")
-    _, stderr = other.communicate()
-    assert other.returncode == 2 and "finetune.num_steps" in stderr
+    other_length = "--gin_param=finetune.num_steps=100"
+    assert "finetune.num_steps" in programs.refused("tools.finetune", *arguments, other_length)
     steps = [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")]
     assert steps and max(steps) <= checkpoint
 
 
 def test_foreign_model_is_refused_in_one_line(tmp_path):
-    process = start(tmp_path, tmp_path / "run")
-    _, stderr = process.communicate()
-    assert process.returncode == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    arguments = f"--saved_model={tmp_path}", f"--workdir={tmp_path / 'run'}"
+    programs.refused_at_once("tools.finetune", *arguments)
 
 
 def test_recipe_depends_on_the_data_unless_files_are_given():

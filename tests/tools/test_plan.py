@@ -2,17 +2,15 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 
 from igpt_tf.formatting import duration
+from tests import programs
 
 
 def _run(*arguments):
-    command = [sys.executable, "-m", "tools.plan", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return programs.run("tools.plan", *arguments)
 
 
 def test_the_papers_largest_run_is_planned_on_shards_without_its_data(tmp_path):

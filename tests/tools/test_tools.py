@@ -1,9 +1,6 @@
 """The tools as programs: defaults, files, and one line for wrong input."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from igpt_tf.data import tfrecords
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.linear_probe import linear_probe
 from igpt_tf.evaluation.low_data import low_data
+from tests import programs
 from tests.evaluation.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,25 +29,12 @@ def features_workdir(tmp_path_factory):
     return tmp_path_factory.mktemp("features")
 
 
-def _run(tool, *arguments, folder=None):
-    command = [sys.executable, "-m", f"tools.{tool}", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder or "")])}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+def _done(tool, *arguments, **options):
+    return programs.done(f"tools.{tool}", *arguments, **options)
 
 
-def _done(tool, *arguments, folder=None):
-    ended = _run(tool, *arguments, folder=folder)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-def _refused(tool, *arguments, folder=None):
-    """Returns the one error line of a tool that exits with code 2."""
-    ended = _run(tool, *arguments, folder=folder)
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert ended.returncode == 2 and len(errors) == 1, ended.stderr
-    assert "Traceback" not in ended.stderr
-    return errors[0]
+def _refused(tool, *arguments, **options):
+    return programs.refused(f"tools.{tool}", *arguments, **options)
 
 
 def _report(path):

@@ -5,13 +5,12 @@ The reference is `tests/convert/openai_reference.py`, in NumPy.
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from igpt_tf.savedmodel.load import SavedModel, load_model
+from tests import programs
 from tests.convert import openai_reference as reference
 from tests.convert.random_models import assert_same_weights, random_palette
 
@@ -54,24 +53,12 @@ def huggingface(published, causal):
     return folder
 
 
-def _run(tool, *arguments):
-    command = [sys.executable, "-m", f"tools.{tool}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def _done(tool, *arguments) -> str:
-    ended = _run(tool, *arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    return programs.done(f"tools.{tool}", *arguments)
 
 
 def _refused(tool, *arguments) -> str:
-    """The one error line of a tool that exits with code 2."""
-    ended = _run(tool, *arguments)
-    assert ended.returncode == 2, ended.stderr
-    [line] = ended.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
+    return programs.refused_at_once(f"tools.{tool}", *arguments)
 
 
 def _openai(folder, kind, workdir) -> list[str]:

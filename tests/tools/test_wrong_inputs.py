@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from igpt_tf.data import npz
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation import linear_probe, low_data
 from igpt_tf.evaluation.linear_probe import LBFGS
+from tests import programs
 from tests.evaluation.tiny import write_tiny
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
@@ -60,17 +59,16 @@ def in_process(folder, tool, data, model="model", **arguments):
     return str(refusal.value)
 
 
-def by_command(folder, tool, data, *arguments, model="model"):
+def by_command(folder, tool, data, model):
     """The one error line of a program that exits with code 2."""
-    command = [sys.executable, "-m", f"tools.{tool}", f"--saved_model={folder / model}"]
-    command += [f"--workdir={folder / 'out'}", *arguments]
     path = folder / f"{data}.npz"
-    command += [f"--gin_param={tool}.source=@npz()", f"--gin_param=npz.path='{path}'"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2, ended.stderr
-    [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in ended.stderr
-    return line
+    return programs.refused(
+        f"tools.{tool}",
+        f"--saved_model={folder / model}",
+        f"--workdir={folder / 'out'}",
+        f"--gin_param={tool}.source=@npz()",
+        f"--gin_param=npz.path='{path}'",
+    )
 
 
 @pytest.mark.parametrize("tool", ["linear_probe", "low_data"])
@@ -105,4 +103,4 @@ def test_batch_size_must_be_a_positive_integer(folder, size):
     ],
 )
 def test_programs_exit_with_code_2_and_one_line(folder, tool, data, model, message):
-    assert message in by_command(folder, tool, data, model=model)
+    assert message in by_command(folder, tool, data, model)
