@@ -1,8 +1,9 @@
 """The commands of README.md and docs/, and the code of the notebooks, run as they are printed.
 
-A fenced block ```bash is run in a copy of the repository, after the blocks above it, unless the
-line before it is a comment such as `<!-- not run: needs ImageNet -->`. The blocks ```python of a
-document are run as one program.
+A fenced block ```bash is run in a copy of the repository, after the blocks above it. The comment
+`<!-- not run: REASON -->` on the line before it skips it. `<!-- run with 2 steps -->` shortens its
+runs, whose images are in the folder FOLDER. The blocks ```python of a document are run as one
+program.
 """
 
 import json
@@ -13,23 +14,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
-    r"(?P<comment><!-- not run: .+? -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)```",
-    re.DOTALL,
+    r"(?:<!-- (?P<comment>[^\n]+) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)```", re.DOTALL
 )
+SHORTEN = """python() {
+    case "$*" in *igpt_tf.main*) set -- "$@" --gin_param=train.num_steps=2 ;; esac
+    command python "$@"
+}
+"""
 
 pytestmark = pytest.mark.docs
 
 
 def blocks(path, language):
     """The blocks of a document, "bash" or "python", that are to be run."""
-    found = BLOCK.finditer(path.read_text(encoding="utf-8"))
-    return [
-        match["code"] for match in found if match["language"] == language and not match["comment"]
-    ]
+    found = []
+    for match in BLOCK.finditer(path.read_text(encoding="utf-8")):
+        comment = match["comment"] or ""
+        if match["language"] == language and not comment.startswith("not run: "):
+            found.append((SHORTEN if comment == "run with 2 steps" else "") + match["code"])
+    return found
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +47,7 @@ NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the repository with its own environment."""
+    """A copy of the repository with its own environment, and images in FOLDER."""
 
     def ignored(folder, names):
         at_root = {".git", ".venv", "runs", "data"} if folder == str(ROOT) else set()
@@ -46,6 +55,9 @@ def copy(tmp_path):
 
     shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
     os.symlink(ROOT / ".venv", tmp_path / "copy" / ".venv")
+    (tmp_path / "copy" / "FOLDER").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (60, 20, 24, 3), "uint8")):
+        Image.fromarray(image).save(tmp_path / "copy" / "FOLDER" / f"{i}.png")
     return tmp_path / "copy"
 
 

@@ -7,10 +7,12 @@ from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Autoregressive, Masked
 from igpt_tf.palette import Palette
 from igpt_tf.savedmodel.write import write_pretrained
+from tests.written_once import written_once
 
 DIGITS = digits().description
 
 
+@written_once
 def write_tiny(
     path, *, data: dict | None = DIGITS, image_size=(8, 8), num_layers=2, causal=True
 ) -> str:

@@ -6,6 +6,7 @@ from igpt_tf.model import Classifier, ImageGPT
 from igpt_tf.palette import Palette
 from igpt_tf.savedmodel import write as saved
 from tests import oracle
+from tests.written_once import written_once
 
 SIZES = {
     "image_size": (4, 6),
@@ -26,6 +27,7 @@ def live(causal=True):
     return model, Palette(rng.uniform(-1, 1, (12, 3)).astype("float32"))
 
 
+@written_once
 def write(path, causal=True) -> str:
     """Exports such a model to `path`; `path` again."""
     return saved.write_pretrained(
@@ -33,6 +35,7 @@ def write(path, causal=True) -> str:
     )
 
 
+@written_once
 def write_classifier(path, causal=True) -> str:
     """Exports a classifier of three classes to `path`; `path` again."""
     network, palette = live(causal)
