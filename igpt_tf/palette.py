@@ -254,12 +254,6 @@ def _check_images(images) -> None:
 
 
 @gin.register
-def load_palette(*, path: str) -> Palette:
-    """Loads the palette of a `.npy` file."""
-    return Palette.load(path)
-
-
-@gin.register
 def grey_palette(*, num_levels: int) -> Palette:
     """Makes a palette of evenly spaced greys."""
     return Palette.grey(num_levels)

@@ -56,7 +56,7 @@ def copy(tmp_path):
     shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
     os.symlink(ROOT / ".venv", tmp_path / "copy" / ".venv")
     (tmp_path / "copy" / "FOLDER").mkdir()
-    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (60, 20, 24, 3), "uint8")):
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (60, 40, 36, 3), "uint8")):
         Image.fromarray(image).save(tmp_path / "copy" / "FOLDER" / f"{i}.png")
     return tmp_path / "copy"
 

@@ -7,4 +7,5 @@ function it runs, then calls `config.parse_flags()`.
 
 import igpt_tf.data
 import igpt_tf.model
-import igpt_tf.palette  # noqa: F401
+import igpt_tf.palette
+import igpt_tf.savedmodel.load  # noqa: F401

@@ -3,10 +3,12 @@
 import functools
 import os
 
+import gin
+
 from igpt_tf import files
 from igpt_tf.errors import InputError, one_line
 from igpt_tf.palette import Palette
-from igpt_tf.savedmodel import spec
+from igpt_tf.savedmodel import shipped, spec
 from igpt_tf.savedmodel.metadata import PALETTE, find, read_metadata
 
 # What Python raises while TensorFlow builds a model from a file that is cut short or altered.
@@ -25,7 +27,8 @@ class SavedModel:
     """A SavedModel of this package. The network itself is read when it is first used.
 
     Args:
-        path: The SavedModel's folder, or the folder of its numbered versions (the highest counts).
+        path: The SavedModel's folder, the folder of its numbered versions (the highest counts), or
+            the name of a model that comes with the package.
 
     Attributes:
         path: The SavedModel's own folder.
@@ -164,6 +167,24 @@ class StoredWeights:
             )
         check_finite(name, value, f"export {self.path} again")
         return value
+
+
+@gin.register
+def load_palette(*, path: str) -> Palette:
+    """Loads a palette from a file, or that of a pretrained model.
+
+    Args:
+        path: A `.npy` file, or a SavedModel as in `SavedModel`.
+
+    Raises:
+        InputError: There is no such file or SavedModel, or it is damaged.
+
+    Example:
+        palette = load_palette(path="cifar10")
+    """
+    if os.path.isdir(path) or (path in shipped.MODELS and not os.path.exists(path)):
+        return SavedModel(path).palette
+    return Palette.load(path)
 
 
 def _load_palette(folder: str, fingerprint: str) -> Palette:

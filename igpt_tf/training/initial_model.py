@@ -10,7 +10,6 @@ from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import Objective
 from igpt_tf.palette import Palette
 from igpt_tf.savedmodel.load import SavedModel, StoredWeights
-from igpt_tf.savedmodel.metadata import PALETTE
 from igpt_tf.savedmodel.write import weight_name
 
 _SIZES = ("vocabulary_size", "num_layers", "hidden_dim", "num_heads")
@@ -60,12 +59,12 @@ class InitialModel:
         Raises:
             InputError: Names the first difference and the binding to change.
         """
-        path = self.saved.path
+        path = self.description["path"]
         if palette.fingerprint != self.saved.palette.fingerprint:
             raise InputError(
                 "the palette must be that of the initial model; set train.palette=@load_palette() "
-                f'and load_palette.path="{path}/{PALETTE}". Received: palette of {len(palette)} '
-                f"colours, fingerprint {palette.fingerprint}, where train.initial_model={path} has "
+                f'and load_palette.path="{path}". Received: palette of {len(palette)} colours, '
+                f"fingerprint {palette.fingerprint}, where train.initial_model={path} has "
                 f"{len(self.saved.palette)}, fingerprint {self.saved.palette.fingerprint}"
             )
         name = self.saved.metadata["objective"]["name"]

@@ -86,6 +86,14 @@ def test_a_failure_while_writing_keeps_the_old_model(copy, monkeypatch):
     assert load.SavedModel(str(copy)).metadata["step"] == 9
 
 
+def test_the_palette_of_a_run_may_be_that_of_a_savedmodel(written, tmp_path):
+    expected = load.SavedModel(str(written)).palette
+    expected.save(str(tmp_path / "palette.npy"))
+    for path in (str(written), str(tmp_path / "palette.npy")):
+        assert load.load_palette(path=path).fingerprint == expected.fingerprint
+    _refused(tmp_path, "holds no SavedModel", lambda path: load.load_palette(path=path))
+
+
 def test_a_palette_of_another_size_is_refused(tmp_path):
     with pytest.raises(InputError, match="colours=5, vocabulary_size=4"):
         _write(tmp_path / "1", colours=5)

@@ -83,8 +83,8 @@ def losses(workdir):
 def test_continued_pretraining_starts_below_fresh_weights_and_stays_below(pretrained, tmp_path):
     export = str(pretrained / "run/export")
     run(tmp_path / "fresh", settings(pretrained, "new", num_steps=6))
-    continued = settings(pretrained, "new", num_steps=6, train__initial_model=repr(export))
-    run(tmp_path / "continued", continued)
+    continued = settings(pretrained, "new", num_steps=6, load_palette__path=repr(export))
+    run(tmp_path / "continued", continued | {"train.initial_model": repr(export)})
     fresh, adapted = losses(tmp_path / "fresh"), losses(tmp_path / "continued")
     assert fresh[1, "train"] == pytest.approx(np.log(17), rel=1e-4)
     assert adapted[1, "train"] < fresh[1, "train"] - 0.5  # before the first update
@@ -100,7 +100,7 @@ def test_continued_pretraining_starts_below_fresh_weights_and_stays_below(pretra
     assert SavedModel(export).metadata["initial_model"] is None
     # Without the binding it would be another run.
     with pytest.raises(InputError, match="train.initial_model = None where it was"):
-        run(tmp_path / "continued", settings(pretrained, "new", num_steps=6))
+        run(tmp_path / "continued", continued)
 
 
 def test_first_weights_are_exactly_the_stored_ones(pretrained):
@@ -119,7 +119,7 @@ REFUSED = [
     ({"train.objective": "@masked()"}, "set train.objective=@autoregressive()"),
     (
         {"train.palette": "@grey_palette()", "grey_palette.num_levels": 16},
-        "load_palette.path=.*assets/palette.npy.*palette of 16 colours.* has 17",
+        'load_palette.path=.*run/export". .*palette of 16 colours.* has 17',
     ),
     ({"train.initial_model": "'~/nowhere'"}, "folder does not exist. .*/home/nowhere"),
     ({"train.initial_model": "'.'"}, "holds no SavedModel"),
