@@ -14,13 +14,13 @@ from igpt_tf.errors import InputError
 
 flags.DEFINE_string("workdir", None, "Folder of the shards and index.json.")
 flags.DEFINE_integer(
-    "images_per_shard", 8192, "Images per shard; the last one of a part may hold fewer.", 1
+    "images_per_shard", 8192, "Images per shard; the last one of a split may hold fewer.", 1
 )
 
 
 @gin.configurable
 def make_tfrecords(*, workdir, images_per_shard, source=None):
-    """Writes `source`, built by gin, with `tfrecords.write_shards`, and prints its parts."""
+    """Writes `source`, built by gin, with `tfrecords.write_shards`, and prints its splits."""
     from tqdm import tqdm
 
     from igpt_tf.data.tfrecords import write_shards
@@ -33,10 +33,10 @@ def make_tfrecords(*, workdir, images_per_shard, source=None):
         images_per_shard=images_per_shard,
         watch=lambda names: tqdm(names, "shards"),
     )
-    for part, shards in index.parts.items():
+    for split, shards in index.parts.items():
         megabytes = sum(shard.bytes for shard in shards) / 1e6
         images = sum(shard.images for shard in shards)
-        print(f"{part}: {images:,} images in {len(shards):,} shards, {megabytes:,.1f} MB")
+        print(f"{split}: {images:,} images in {len(shards):,} shards, {megabytes:,.1f} MB")
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def cifar10(*, directory: str, image_size=(32, 32), heldout: float = 0.1, seed: 
         directory: The folder `cifar-10-batches-py`, or `cifar-10-python.tar.gz`. Where the folder
             is missing, the archive beside it is read.
         image_size: (H, W), at most (32, 32).
-        heldout: Fraction of the training part held out as `valid`.
+        heldout: Fraction of the training split held out as `valid`.
         seed: Random seed of that split.
 
     Raises:

@@ -11,7 +11,7 @@ def digits(*, heldout: float = 0.2, seed: int = 0) -> Source:
     """8 x 8 digits of 17 grey levels (0 to 16, scaled to 0 to 255).
 
     Args:
-        heldout: Fraction held out as `valid`; there is no test part.
+        heldout: Fraction held out as `valid`; there is no test split.
         seed: Random seed of that split.
     """
     # Imported here: only this source needs scikit-learn.

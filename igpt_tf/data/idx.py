@@ -24,7 +24,7 @@ def mnist(*, directory: str, image_size=(28, 28), heldout: float = 0.1, seed: in
         directory: Holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the `t10k` pair,
             each plain or with `.gz`.
         image_size: (H, W), at most the files' own.
-        heldout: Fraction of the training part held out as `valid`.
+        heldout: Fraction of the training split held out as `valid`.
         seed: Random seed of that split.
 
     Raises:

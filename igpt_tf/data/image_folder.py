@@ -15,7 +15,7 @@ from igpt_tf.data.sources import Source, heldout_split, register
 from igpt_tf.errors import InputError, check_choice
 from igpt_tf.files import IMAGE_ENDINGS, list_folder
 
-# Names of the folders of the parts, in any case.
+# Names of the folders of the splits, in any case.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "valid": ("valid", "val", "validation", "dev"),
@@ -36,12 +36,12 @@ def image_folder(
     small_images: str = "refuse",
     background: tuple[int, int, int] = WHITE,
 ) -> Source:
-    """Image files in `directory`, sorted into parts and classes by their folders.
+    """Image files in `directory`, sorted into splits and classes by their folders.
 
         train/CLASS/*  train/*  CLASS/*  *
 
-    The folders of the parts are called train or training; valid, val, validation or dev; test or
-    testing; in any case. Without a folder of the valid part, a fraction of the training part is
+    The folders of the splits are called train or training; valid, val, validation or dev; test or
+    testing; in any case. Without a folder of the valid split, a fraction of the training split is
     held out. A class folder may contain folders; all images in them belong to the class. Images
     without class folders have no labels. Prints how many files were found, used and left out.
 
@@ -50,9 +50,9 @@ def image_folder(
     Args:
         directory: The folder.
         image_size: (H, W) to which the images are resized; see `decoding.decode_image`.
-        heldout: Fraction of the training part held out as `valid`, if there is no such folder.
+        heldout: Fraction of the training split held out as `valid`, if there is no such folder.
         seed: Random seed of that split.
-        crop: "centre", or "random" for the training part: the paper's ImageNet recipe, another
+        crop: "centre", or "random" for the training split: the paper's ImageNet recipe, another
             crop each time an image is used.
         small_images: What to do with images smaller than `image_size`: "refuse", "skip" or
             "enlarge". The latter two read the size of every file first.
@@ -60,7 +60,7 @@ def image_folder(
 
     Raises:
         InputError: The folder is missing or empty, or it is ambiguous which images belong to which
-            part and class.
+            split and class.
 
     Source: paper, section 3.1 (ImageNet: 4 % held out).
     """
@@ -75,31 +75,31 @@ def image_folder(
         )
     listing = list_folder(directory)
     left_out = dict(listing.left_out)
-    folders = _part_folders(directory, listing.images)
-    parts, left_over = _by_part(folders, listing.images)
+    folders = _split_folders(directory, listing.images)
+    splits, left_over = _by_split(folders, listing.images)
     if left_over:
-        left_out["beside the folders of the parts"] = left_over
-    class_names = _class_names(directory, parts)
-    _check_not_empty(directory, listing.folders, folders, parts)
+        left_out["beside the folders of the splits"] = left_over
+    class_names = _class_names(directory, splits)
+    _check_not_empty(directory, listing.folders, folders, splits)
     if small_images != "refuse":
         small = _find_small(
-            directory, [name for part in parts.values() for name in part], image_size
+            directory, [name for split in splits.values() for name in split], image_size
         )
         if small_images == "skip":
             left_out["smaller than image_size"] = sorted(small)
-            for images in parts.values():
+            for images in splits.values():
                 for name in small & images.keys():
                     del images[name]
-            _check_not_empty(directory, listing.folders, folders, parts)
-    num_images = sum(map(len, parts.values()))
+            _check_not_empty(directory, listing.folders, folders, splits)
+    num_images = sum(map(len, splits.values()))
     in_memory = num_images * image_size[0] * image_size[1] * 3 <= _MEMORY_BOUND
 
-    def examples(part):
+    def examples(split):
         labels = (
-            None if class_names is None else [class_names.index(c) for c in parts[part].values()]
+            None if class_names is None else [class_names.index(c) for c in splits[split].values()]
         )
         return FileExamples(
-            [os.path.join(directory, name) for name in parts[part]],
+            [os.path.join(directory, name) for name in splits[split]],
             labels,
             image_size,
             in_memory=in_memory,
@@ -107,7 +107,7 @@ def image_folder(
             background=tuple(background),
         )
 
-    found = {part: examples(part) for part in parts}
+    found = {split: examples(split) for split in splits}
     train, valid = found["train"], found.get("valid")
     if valid is None:
         train, valid = heldout_split(train, heldout, seed)
@@ -118,29 +118,29 @@ def image_folder(
     return source
 
 
-def _part_folders(directory: str, images: list[str]) -> dict[str, str]:
-    """{part: folder}, {"train": ""} without such folders. Raises InputError if it is ambiguous."""
+def _split_folders(directory: str, images: list[str]) -> dict[str, str]:
+    """{split: folder}, {"train": ""} without such folders. Raises InputError if it is ambiguous."""
     counts = collections.Counter(name.split(os.sep)[0] for name in images if os.sep in name)
     folders = {}
     for entry in sorted(os.listdir(directory)):
-        part = next((part for part, names in SPLIT_NAMES.items() if entry.lower() in names), None)
-        if part is None or not os.path.isdir(os.path.join(directory, entry)):
+        split = next((key for key, names in SPLIT_NAMES.items() if entry.lower() in names), None)
+        if split is None or not os.path.isdir(os.path.join(directory, entry)):
             continue
-        if part in folders:
+        if split in folders:
             raise InputError(
-                f"two folders of the {part} part; merge them or rename one. "
-                f"Received: {directory=}, folders={folders[part]}, {entry}"
+                f"two folders of the {split} split; merge them or rename one. "
+                f"Received: {directory=}, folders={folders[split]}, {entry}"
             )
-        folders[part] = entry
+        folders[split] = entry
     if not folders:
         return {"train": ""}
     others = [folder for folder in counts if folder not in folders.values()]
     names = ", ".join(folders.values())
     if others:
         raise InputError(
-            f"it is ambiguous whether {names} are parts of the data set or classes, beside "
-            f"{', '.join(others[:3])}: move the class folders into one of the part, train/CLASS, "
-            f"or rename the class. Received: {directory=}"
+            f"it is ambiguous whether {names} are splits or classes, beside "
+            f"{', '.join(others[:3])}: move the class folders into the folder of a split, as in "
+            f"train/CLASS, or rename the class. Received: {directory=}"
         )
     if "train" not in folders:
         raise InputError(
@@ -150,23 +150,25 @@ def _part_folders(directory: str, images: list[str]) -> dict[str, str]:
     return folders
 
 
-def _by_part(folders: dict[str, str], images: list[str]) -> tuple[dict, list[str]]:
-    """({part: {image: its class or None}}, images in no part)."""
-    parts, left_over = {part: {} for part in folders}, []
-    part_of = {folder: part for part, folder in folders.items()}
+def _by_split(folders: dict[str, str], images: list[str]) -> tuple[dict, list[str]]:
+    """({split: {image: its class or None}}, images in no split)."""
+    splits, left_over = {split: {} for split in folders}, []
+    split_of = {folder: split for split, folder in folders.items()}
     for name in images:
-        folder, rest = name.split(os.sep, 1) if "" not in part_of and os.sep in name else ("", name)
-        if folder not in part_of:
+        folder, rest = "", name
+        if "" not in split_of and os.sep in name:
+            folder, rest = name.split(os.sep, 1)
+        if folder not in split_of:
             left_over.append(name)
             continue
         inside = rest.split(os.sep)
-        parts[part_of[folder]][name] = inside[0] if len(inside) > 1 else None
-    return parts, left_over
+        splits[split_of[folder]][name] = inside[0] if len(inside) > 1 else None
+    return splits, left_over
 
 
-def _class_names(directory: str, parts: dict) -> tuple[str, ...] | None:
-    """The names of the training part's classes, or None. Raises: InputError."""
-    for images in parts.values():
+def _class_names(directory: str, splits: dict) -> tuple[str, ...] | None:
+    """The names of the training split's classes, or None. Raises: InputError."""
+    for images in splits.values():
         flat = [name for name, label in images.items() if label is None]
         nested = [name for name, label in images.items() if label is not None]
         if flat and nested:
@@ -174,27 +176,27 @@ def _class_names(directory: str, parts: dict) -> tuple[str, ...] | None:
                 "a folder holds both images and folders of images; keep class folders only, or "
                 f"images only. Received: {directory=}, image={flat[0]}, in a folder={nested[0]}"
             )
-    names = {part: sorted({label for label in images.values() if label is not None})
-             for part, images in parts.items()}  # fmt: skip
-    for part, classes in names.items():
-        if bool(classes) != bool(names["train"]) and parts[part]:
+    names = {split: sorted({label for label in images.values() if label is not None})
+             for split, images in splits.items()}  # fmt: skip
+    for split, classes in names.items():
+        if bool(classes) != bool(names["train"]) and splits[split]:
             raise InputError(
-                f"only one of the parts train and {part} has class folders; sort both or neither. "
+                f"only one of train and {split} has class folders; sort both or neither. "
                 f"Received: {directory=}"
             )
         unknown = [name for name in classes if name not in names["train"]]
         if unknown:
             raise InputError(
-                f"the {part} part has a class that the training part lacks; rename or remove its "
-                f"folder. Received: {directory=}, class={unknown[0]}"
+                f"the {split} split has a class that the training split lacks; rename or remove "
+                f"its folder. Received: {directory=}, class={unknown[0]}"
             )
     return tuple(names["train"]) or None
 
 
-def _check_not_empty(directory: str, all_folders, part_folders, parts: dict) -> None:
-    """Raises InputError if a part or one of its class folders holds no images."""
-    for part, folder in part_folders.items():
-        images = parts[part]
+def _check_not_empty(directory: str, all_folders, split_folders, splits: dict) -> None:
+    """Raises InputError if a split or one of its class folders holds no images."""
+    for split, folder in split_folders.items():
+        images = splits[split]
         expected = [folder]
         if any(images.values()):  # class names
             expected += [path for path in all_folders if path and os.path.dirname(path) == folder]
@@ -228,9 +230,10 @@ def _find_small(directory: str, names: list[str], image_size: tuple[int, int]) -
 
 
 def _print_account(directory: str, found: list[str], source: Source, left_out: dict) -> None:
-    parts = {"train": source.train, "valid": source.valid, "test": source.test}
-    sizes = ", ".join(f"{part} {len(each):,}" for part, each in parts.items() if each is not None)
-    used = sum(len(each) for each in parts.values() if each is not None)
+    splits = {"train": source.train, "valid": source.valid, "test": source.test}
+    counts = {name: len(split) for name, split in splits.items() if split is not None}
+    sizes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    used = sum(counts.values())
     line = f"{directory}: {len(found):,} image files, {used:,} used ({sizes})"
     if source.class_names is not None:
         classes = ", ".join(source.class_names[:5]) + (", ..." if source.class_names[5:] else "")

@@ -136,9 +136,9 @@ def assign_positions(positions: tf.Tensor, shares: Sequence[int]) -> tuple[tf.Te
 
 @register
 def mixture(*, sources: Sequence[Source | dict], weights: Sequence[float] | None = None) -> Source:
-    """Several data sets in one training part, each with its share of every batch.
+    """Several data sets in one training split, each with its share of every batch.
 
-    The held-out and test parts are those of the first source, so that losses compare with runs on
+    The held-out and test splits are those of the first source, so that losses compare with runs on
     it; those of the others are not used. Labels are kept only if all sources have labels of the
     same class names. A random crop belongs to its source; `train.augmentation` applies to all.
 

@@ -9,7 +9,7 @@ from igpt_tf.data.examples import ArrayExamples
 from igpt_tf.data.sources import Source, array_examples, heldout_split, register
 from igpt_tf.errors import InputError
 
-# Part -> names of (images, labels): ours, those of MedMNIST's and of Keras' files.
+# Split -> names of (images, labels): ours, those of MedMNIST's and of Keras' files.
 _KEYS = {
     "train": (("images", "labels"), ("train_images", "train_labels"), ("x_train", "y_train")),
     "valid": (("valid_images", "valid_labels"), ("val_images", "val_labels"), ("x_val", "y_val")),
@@ -27,7 +27,7 @@ def npz(*, path: str, image_size=None, heldout: float = 0.1, seed: int = 0) -> S
     Args:
         path: The file. Images are uint8[N,h,w,3] or uint8[N,h,w], labels int[N] from 0.
         image_size: (H, W), at most (h, w); the arrays' own by default.
-        heldout: Fraction of the training part held out if the file has no such part.
+        heldout: Fraction of the training split held out if the file has no such split.
         seed: Random seed of that split.
 
     Raises:
@@ -35,19 +35,19 @@ def npz(*, path: str, image_size=None, heldout: float = 0.1, seed: int = 0) -> S
     """
     image_size = None if image_size is None else size_pair(image_size)
     arrays = _load(path)
-    parts = {part: _part(arrays, keys, image_size, path) for part, keys in _KEYS.items()}
-    train, valid = parts["train"], parts["valid"]
+    splits = {split: _split(arrays, keys, image_size, path) for split, keys in _KEYS.items()}
+    train, valid = splits["train"], splits["valid"]
     if train is None:
         raise InputError(
             "the file has no array called `images` (or `train_images`); save it with "
             "numpy.savez(path, images=images, labels=labels). "
             f"Received: {path=}, arrays={', '.join(map(ascii, arrays)) or 'none'}"
         )
-    num_classes = _check_agreement(parts, path)
+    num_classes = _check_agreement(splits, path)
     if valid is None:
         train, valid = heldout_split(train, heldout, seed)
     class_names = None if num_classes is None else tuple(map(str, range(num_classes)))
-    return Source(train, valid, parts["test"], class_names)
+    return Source(train, valid, splits["test"], class_names)
 
 
 def _load(path: str) -> dict[str, np.ndarray | None]:
@@ -75,7 +75,7 @@ def _load(path: str) -> dict[str, np.ndarray | None]:
         ) from None
 
 
-def _part(arrays, keys, image_size, path) -> ArrayExamples | None:
+def _split(arrays, keys, image_size, path) -> ArrayExamples | None:
     for images_key, labels_key in keys:
         if images_key in arrays:
             images, labels = arrays[images_key], arrays.get(labels_key)
@@ -87,18 +87,18 @@ def _part(arrays, keys, image_size, path) -> ArrayExamples | None:
     return None
 
 
-def _check_agreement(parts: dict, path: str) -> int | None:
-    """The number of classes, or None without labels. Raises InputError where parts disagree."""
-    present = [part for part in parts.values() if part is not None]
-    sizes = {part.image_size for part in present}
+def _check_agreement(splits: dict, path: str) -> int | None:
+    """The number of classes, or None without labels. Raises InputError where splits disagree."""
+    present = [split for split in splits.values() if split is not None]
+    sizes = {split.image_size for split in present}
     if len(sizes) > 1:
         raise InputError(
-            f"the file's parts differ in size; give an image_size. Received: {path=}, {sizes=}"
+            f"the file's splits differ in size; give an image_size. Received: {path=}, {sizes=}"
         )
-    if any((part.labels is None) != (present[0].labels is None) for part in present):
+    if any((split.labels is None) != (present[0].labels is None) for split in present):
         raise InputError(
-            f"some of the file's parts have labels and some have none. Received: {path=}"
+            f"some of the file's splits have labels and some have none. Received: {path=}"
         )
     if present[0].labels is None:
         return None
-    return 1 + max(int(part.labels.max()) for part in present)
+    return 1 + max(int(split.labels.max()) for split in present)

@@ -1,4 +1,4 @@
-"""`Source`, a data set in parts; the registry of sources; what several sources share."""
+"""`Source`, a data set in splits; the registry of sources; what several sources share."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ _MAX_CLASSES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set in three parts, which share no image.
+    """A data set in three splits, which share no image.
 
     Attributes:
         train, valid: Examples for training and held-out ones.
@@ -51,9 +51,10 @@ class Source:
         return {"name": self.name, "arguments": self.arguments, "module": self.module}
 
     def fingerprint(self) -> str:
-        """Hex digest of the images of all parts. Raises: InputError."""
-        parts = [part and part.fingerprint() for part in (self.train, self.valid, self.test)]
-        return hashlib.sha256(str(parts).encode()).hexdigest()
+        """Hex digest of the images of all splits. Raises: InputError."""
+        splits = (self.train, self.valid, self.test)
+        digests = [split and split.fingerprint() for split in splits]
+        return hashlib.sha256(str(digests).encode()).hexdigest()
 
 
 def register(build):
@@ -122,13 +123,13 @@ def heldout_split(examples: Examples, heldout: float, seed: int) -> tuple[Exampl
     """(train, valid): a seeded random fraction `heldout` of `examples` becomes `valid`.
 
     Raises:
-        InputError: `heldout` leaves either part empty.
+        InputError: `heldout` leaves either split empty.
     """
     size = len(examples)
     num_heldout = math.ceil(round(size * heldout, 6))
     if not 0 < heldout < 1 or num_heldout >= size:
         raise InputError(
-            "the held-out fraction must be between 0 and 1 and leave images in both parts. "
+            "the held-out fraction must be between 0 and 1 and leave images in both splits. "
             f"Received: heldout={heldout}, images={size}"
         )
     # RandomState, whose stream NumPy has frozen: the split is the same in later versions.

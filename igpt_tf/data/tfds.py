@@ -32,16 +32,16 @@ def tfds_dataset(
     builder = _prepared(name, data_dir)
     label = dict(builder.info.features).get("label")
     labelled = hasattr(label, "names")  # a regression's label has none
-    parts = {
+    splits = {
         split: _load(builder, split, labelled, image_size)
         for split in ("train", "validation", "test")
         if split in builder.info.splits
     }
-    train, valid = parts["train"], parts.get("validation")
+    train, valid = splits["train"], splits.get("validation")
     if valid is None:
         train, valid = heldout_split(train, heldout, seed)
     class_names = tuple(label.names) if labelled else None
-    return Source(train, valid, parts.get("test"), class_names)
+    return Source(train, valid, splits.get("test"), class_names)
 
 
 def _prepared(name: str, data_dir: str | None):

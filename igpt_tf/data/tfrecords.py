@@ -1,6 +1,6 @@
 """TFRecord shards: random access to data sets that do not fit into memory.
 
-    index.json                     written last: the parts, with a checksum of every file
+    index.json                     written last: the splits, with a checksum of every file
     train-00000-of-00012.tfrecord  `tf.train.Example`s: image (PNG bytes), label (if labelled)
     train-00000-of-00012.npy       int64[n,2]: the offset of each record, and its label or -1
 
@@ -28,7 +28,7 @@ from igpt_tf.errors import InputError
 INDEX = "index.json"
 _UNFINISHED = "unfinished.json"
 _VERSION = 1
-_PARTS = ("train", "valid", "test")
+_SPLITS = ("train", "valid", "test")
 _FRAME_BYTES = 16  # length and checksums around a record
 _READ_AHEAD = 16 * 2**10  # bytes read at once
 _BATCH = 256  # records decoded at once by `arrays`
@@ -73,7 +73,7 @@ class RecordExamples:
 
     Args:
         directory: The folder of the shards.
-        shards: Those of one part, in order.
+        shards: Those of one split, in order.
         image_size: (H, W).
         labelled: Whether the labels of the records are class numbers.
 
@@ -197,7 +197,7 @@ def _decode_record(record: tf.Tensor, image_size) -> tf.Tensor:
 
 @register
 def tfrecords(*, directory: str, verify: bool = False) -> Source:
-    """Shards that `tools.make_tfrecords` wrote, with the parts of the source they were made from.
+    """Shards that `tools.make_tfrecords` wrote, with the splits of the source they were made from.
 
     Sizes and offsets are checked here, each record's own checksum when it is read.
 
@@ -210,27 +210,27 @@ def tfrecords(*, directory: str, verify: bool = False) -> Source:
     """
     index = read_index(directory)
     labelled = index.class_names is not None
-    parts = {
-        part: RecordExamples(directory, shards, index.image_size, labelled)
-        for part, shards in index.parts.items()
+    splits = {
+        split: RecordExamples(directory, shards, index.image_size, labelled)
+        for split, shards in index.parts.items()
         if shards
     }
-    if not {"train", "valid"} <= parts.keys():
+    if not {"train", "valid"} <= splits.keys():
         raise InputError(
-            "the index lacks a training or a held-out part; make the shards again. "
-            f"Received: {directory=}, parts={sorted(parts)}"
+            "the index lacks a training or a held-out split; make the shards again. "
+            f"Received: {directory=}, splits={sorted(splits)}"
         )
-    for part, examples in parts.items():
+    for split, examples in splits.items():
         num_classes = len(index.class_names) if labelled else 0
         if labelled and not 0 <= examples.labels.min() <= examples.labels.max() < num_classes:
             raise InputError(
-                f"the labels of the part {part} are not those of the index's {num_classes} "
+                f"the labels of the split {split} are not those of the index's {num_classes} "
                 f"classes; make the shards again. Received: {directory=}"
             )
         if verify:
             examples.check()
     names = tuple(index.class_names) if labelled else None
-    return Source(parts["train"], parts["valid"], parts.get("test"), names)
+    return Source(splits["train"], splits["valid"], splits.get("test"), names)
 
 
 def read_index(directory: str) -> Index:
@@ -253,14 +253,14 @@ def read_index(directory: str) -> Index:
             f"these shards have version {index.version}, not {_VERSION}; make them again. "
             f"Received: {path=}"
         )
-    shards = [shard for part in index.parts.values() for shard in part]
+    shards = [shard for split in index.parts.values() for shard in split]
     names_are_plain = all(os.path.basename(shard.file) == shard.file for shard in shards)
     sizes_are_possible = min(index.image_size) > 0 and all(
         shard.images > 0 and shard.bytes > 0 for shard in shards
     )
-    if not names_are_plain or not sizes_are_possible or not index.parts.keys() <= set(_PARTS):
+    if not names_are_plain or not sizes_are_possible or not index.parts.keys() <= set(_SPLITS):
         raise InputError(
-            "the index of the shards names impossible files, sizes or parts; make the shards "
+            "the index of the shards names impossible files, sizes or splits; make the shards "
             f"again. Received: {path=}"
         )
     return index
@@ -270,7 +270,7 @@ def write_shards(source: Source, directory: str, *, images_per_shard: int, watch
     """Writes a source as shards, or continues an interrupted call.
 
     Args:
-        source: Every part is written in the order stored, as `arrays()` returns it.
+        source: Every split is written in the order stored, as `arrays()` returns it.
         directory: New, or left by an interrupted call with the same arguments.
         images_per_shard: The largest number of images in a shard.
         watch: Wraps the list of shards, such as `tqdm`.
@@ -285,11 +285,11 @@ def write_shards(source: Source, directory: str, *, images_per_shard: int, watch
     Example:
         write_shards(digits(), "data/shards", images_per_shard=1000)
     """
-    parts = {part: getattr(source, part) for part in _PARTS}
-    parts = {part: examples for part, examples in parts.items() if examples is not None}
+    splits = {split: getattr(source, split) for split in _SPLITS}
+    splits = {split: examples for split, examples in splits.items() if examples is not None}
     if images_per_shard < 1:
         raise InputError(f"a shard must hold at least one image. Received: {images_per_shard=}")
-    if not all(examples.is_fixed for examples in parts.values()):
+    if not all(examples.is_fixed for examples in splits.values()):
         raise InputError(
             "random crops change each time an image is loaded, and a shard holds one of them; set "
             "image_folder.crop='centre'. Received: crop='random'"
@@ -305,13 +305,13 @@ def write_shards(source: Source, directory: str, *, images_per_shard: int, watch
         if _is_finished(directory, plan):
             return read_index(directory)
         files.write_json(os.path.join(directory, _UNFINISHED), msgspec.to_builtins(plan))
-        shards = {part: [] for part in parts}
-        for part, start, name in watch(_shard_names(parts, images_per_shard)):
-            rows = np.arange(start, min(start + images_per_shard, len(parts[part])))
+        shards = {split: [] for split in splits}
+        for split, start, name in watch(_shard_names(splits, images_per_shard)):
+            rows = np.arange(start, min(start + images_per_shard, len(splits[split])))
             path = os.path.join(directory, name)
             if not _is_whole(path, len(rows)):
-                _write_shard(path, *parts[part].take(rows).arrays())
-            shards[part].append(
+                _write_shard(path, *splits[split].take(rows).arrays())
+            shards[split].append(
                 Shard(
                     file=name,
                     images=len(rows),
@@ -346,13 +346,13 @@ def _is_finished(directory: str, plan: Plan) -> bool:
     return False
 
 
-def _shard_names(parts: dict[str, Examples], images_per_shard: int) -> list[tuple[str, int, str]]:
-    """(part, first image, file name) of each shard."""
+def _shard_names(splits: dict[str, Examples], images_per_shard: int) -> list[tuple[str, int, str]]:
+    """(split, first image, file name) of each shard."""
     names = []
-    for part, examples in parts.items():
+    for split, examples in splits.items():
         starts = range(0, len(examples), images_per_shard)
         names += [
-            (part, start, f"{part}-{number:05d}-of-{len(starts):05d}.tfrecord")
+            (split, start, f"{split}-{number:05d}-of-{len(starts):05d}.tfrecord")
             for number, start in enumerate(starts)
         ]
     return names

@@ -19,7 +19,7 @@ from igpt_tf.formatting import percent
 from igpt_tf.report import tool_results
 from igpt_tf.report.charts import Curve, line_chart
 from igpt_tf.report.run_folder import RunFolder
-from igpt_tf.report.tool_results import baseline_name, part_name
+from igpt_tf.report.tool_results import baseline_name, split_name
 
 FILE = "report.html"
 _MAX_GRIDS = 6
@@ -120,8 +120,8 @@ def _tiles(run: RunFolder) -> list[tuple[str, str]]:
     if run.result:
         if "test" in run.result.nats_per_token:
             tiles.append((f"test {loss}", f"{run.result.nats_per_token['test']:.3f}"))
-        for part, accuracy in run.result.accuracy.items():
-            tiles.append((f"{part_name(part)} accuracy", percent(accuracy)))
+        for split, accuracy in run.result.accuracy.items():
+            tiles.append((f"{split_name(split)} accuracy", percent(accuracy)))
         if run.result.parameters is not None:
             tiles.append(("weights", f"{run.result.parameters:,}"))
     speeds = [value for _, value in run.series("train", "images_per_second")]
@@ -142,7 +142,7 @@ def _what_was_run(run: RunFolder) -> list[dict]:
         ("data", source),
         ("folder", run.bindings.get(f"{source}.directory", "").strip("'")),
         ("image size", size),
-        ("images", ", ".join(f"{count:,} {part_name(part)}" for part, count in images.items())),
+        ("images", ", ".join(f"{count:,} {split_name(split)}" for split, count in images.items())),
     ]
     for key, name in _SETTINGS.items():
         value = run.bindings.get(key, "").strip("@()'")

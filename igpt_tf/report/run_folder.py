@@ -22,7 +22,7 @@ Number = Annotated[float, Meta(ge=-1e30, le=1e30)]  # larger ones cannot be draw
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Interval = tuple[Fraction, Fraction]
-Part = Literal["valid", "test"]
+Split = Literal["valid", "test"]
 
 _CONFIG, _METRICS = "operative_config.gin", "metrics.jsonl"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -91,7 +91,7 @@ class _ToolResult(Struct, kw_only=True):
     data: Data
     num_images: dict[str, Count]
     num_classes: Count
-    measured_on: Part
+    measured_on: Split
 
 
 class Accuracies(Struct, kw_only=True):
@@ -143,9 +143,9 @@ class LowDataRow(Struct, kw_only=True):
     test_accuracy: Fraction | None = None
     test_deviation: Fraction | None = None
 
-    def measured(self, part: Part) -> tuple[float | None, float | None]:
-        """(accuracy, deviation) on a part."""
-        return getattr(self, f"{part}_accuracy"), getattr(self, f"{part}_deviation")
+    def measured(self, split: Split) -> tuple[float | None, float | None]:
+        """(accuracy, deviation) on a split."""
+        return getattr(self, f"{split}_accuracy"), getattr(self, f"{split}_deviation")
 
 
 class LowData(_ToolResult, kw_only=True):

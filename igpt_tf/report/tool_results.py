@@ -83,7 +83,7 @@ def finetunings(run: RunFolder) -> list[dict]:
 def evaluations(run: RunFolder) -> list[dict]:
     """Losses on data sets, one row per file."""
     found = run.results("evaluate.json", Evaluation)
-    header = ["folder", "data", "part", "images", "score", "nats/token (± standard error)"]
+    header = ["folder", "data", "split", "images", "score", "nats/token (± standard error)"]
     rows = [_evaluation(one) for one in found]
     return [{"kind": "table", "header": header, "rows": rows}] if rows else []
 
@@ -93,9 +93,9 @@ def baseline_name(name: str) -> str:
     return "unigram per pixel" if name == "per_position" else name.replace("_", " ")
 
 
-def part_name(part: str) -> str:
+def split_name(split: str) -> str:
     """A split's name on the page."""
-    return {"train": "training", "valid": "held-out"}.get(part, part)
+    return {"train": "training", "valid": "held-out"}.get(split, split)
 
 
 def _linear_probe(found: Found) -> list[dict]:
@@ -119,18 +119,18 @@ def _linear_probe(found: Found) -> list[dict]:
         "Accuracy by layer (0: embeddings, last: final norm)",
         curves,
         "layer",
-        f"{part_name(probe.measured_on)} accuracy (%)",
+        f"{split_name(probe.measured_on)} accuracy (%)",
         levels=levels,
         x_ticks=[(row.layer, str(row.layer)) for row in probe.layers],
     )
-    parts = ["valid", "test"] if probe.measured_on == "test" else ["valid"]
-    header = ["features", *(f"{part_name(part)} accuracy (95 % interval)" for part in parts)]
+    splits = ["valid", "test"] if probe.measured_on == "test" else ["valid"]
+    header = ["features", *(f"{split_name(split)} accuracy (95 % interval)" for split in splits)]
     cells = [
         [
             title,
             *(
-                _with_interval(getattr(row, f"{part}_accuracy"), getattr(row, f"{part}_interval"))
-                for part in parts
+                _with_interval(getattr(row, f"{split}_accuracy"), getattr(row, f"{split}_interval"))
+                for split in splits
             ),
             _number(getattr(row, probe.solver)),
         ]
@@ -158,9 +158,9 @@ def _points(rows, measure: str) -> list[tuple[int, float]]:
 
 def _low_data(found: Found) -> list[dict]:
     result = found.content
-    part, curves = result.measured_on, []
+    split, curves = result.measured_on, []
     for name in ("pretrained_network", "raw_pixels"):
-        known = [(i, *row.measured(part)) for i, row in enumerate(getattr(result, name))]
+        known = [(i, *row.measured(split)) for i, row in enumerate(getattr(result, name))]
         known = [row for row in known if None not in row]
         points = [(i, 100 * accuracy) for i, accuracy, _ in known]
         deviations = [100 * deviation for *_, deviation in known]
@@ -170,12 +170,17 @@ def _low_data(found: Found) -> list[dict]:
         f"Mean and standard deviation of {result.num_subsets} random subsets",
         curves,
         "labels per class",
-        f"{part_name(part)} accuracy (%)",
+        f"{split_name(split)} accuracy (%)",
         x_ticks=[(i, f"{count:,}") for i, count in enumerate(labels)],
     )
     rows = [
-        [f"{own.labels_per_class:,}", _spread(own, part), _spread(pixels, part), _number(own.layer)]
-        for own, pixels in zip(result.pretrained_network, result.raw_pixels, strict=False)
+        [
+            f"{row.labels_per_class:,}",
+            _spread(row, split),
+            _spread(pixels, split),
+            _number(row.layer),
+        ]
+        for row, pixels in zip(result.pretrained_network, result.raw_pixels, strict=False)
     ]
     header = ["labels per class", "pretrained network", "raw pixels", "layer"]
     return [
@@ -186,8 +191,8 @@ def _low_data(found: Found) -> list[dict]:
     ]
 
 
-def _spread(row, part: str) -> str:
-    accuracy, deviation = row.measured(part)
+def _spread(row, split: str) -> str:
+    accuracy, deviation = row.measured(split)
     return percent(accuracy) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
@@ -201,20 +206,20 @@ def _finetuning(found: Found) -> list[str]:
         _number(result.learning_rate),
         f"{result.step:,}",
         _with_interval(result.accuracy.get("valid"), result.accuracy_interval.get("valid")),
-        test + ", refit with the held-out images" * result.refit if test else "no test part",
+        test + ", refit with the held-out images" * result.refit if test else "no test split",
     ]
 
 
 def _evaluation(found: Found) -> list[str]:
     result, error = found.content, found.content.standard_error
     nats = f"{result.nats_per_token:.4f}" + (f" ± {error:.4f}" if error is not None else "")
-    part = part_name(result.split or "")
-    return [found.folder, result.data, part, f"{result.num_images:,}", result.score, nats]
+    split = split_name(result.split or "")
+    return [found.folder, result.data, split, f"{result.num_images:,}", result.score, nats]
 
 
 def _heading(found: Found) -> dict:
     result = found.content
-    images = ", ".join(f"{n:,} {part_name(part)}" for part, n in result.num_images.items())
+    images = ", ".join(f"{n:,} {split_name(split)}" for split, n in result.num_images.items())
     small = (
         f"{result.saved_model}: {result.data.name}, {images} images, {result.num_classes} classes"
     )
@@ -224,9 +229,7 @@ def _heading(found: Found) -> dict:
 def _notes(result: LinearProbe | LowData) -> list[dict]:
     lines = []
     if result.measured_on == "valid":
-        lines.append(
-            "There is no test part: the accuracies are those that layer and setting were chosen by."
-        )
+        lines.append("There is no test split: layer and setting were chosen by these accuracies.")
     if result.measured_on in result.num_images:
         lines.append(few_images_warning(result.num_images[result.measured_on]))
     return [{"kind": "text", "text": line} for line in lines if line]

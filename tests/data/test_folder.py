@@ -154,8 +154,8 @@ def test_the_parts_have_these_names_in_any_case(write_images, tmp_path, train, v
     [
         (["train", "bus", "car"], "ambiguous whether train.*beside bus, car"),
         (["cat", "dog", "test"], "ambiguous whether test.*beside cat, dog"),
-        (["train", "val", "valid"], "two folders of the valid part.*val, valid"),
-        (["Train", "training"], "two folders of the train part"),
+        (["train", "val", "valid"], "two folders of the valid split.*val, valid"),
+        (["Train", "training"], "two folders of the train split"),
         (["valid", "test"], "none called train"),
     ],
 )
@@ -194,7 +194,7 @@ def test_files_left_out_are_printed_with_their_reasons(write_images, tmp_path, c
         "left out: 3 with an ending other than",
         "left out: 2 not a regular file, or a broken link",
         "left out: 1 a link to a folder that was listed already (such as train/loop)",
-        "left out: 1 beside the folders of the parts (such as 000.png)",
+        "left out: 1 beside the folders of the splits (such as 000.png)",
     ):
         assert line in printed
 
