@@ -1,10 +1,9 @@
-"""Measures speed and memory beside other implementations, in one table.
+"""Measures speed and memory compared with other implementations, in one table.
 
 python -m tools.benchmark [--workdir=DIR] [--parts=train_width256,train_s,scaling,...] [--repeats=9]
 
-The other implementations need `pip install -r requirements-bench.txt`; without it, their rows give
-the reason.
-A processor with AVX-512 behaves like one with AVX2 under
+The other implementations need `pip install -r requirements-bench.txt`; otherwise their rows say
+"not installed". A processor with AVX-512 behaves like one with AVX2 under
   ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
 which the first line of the table records. On a GPU:
   python -m tools.benchmark --backend=jax --parts=peak_large,train_s,train_m,train_l \

@@ -16,7 +16,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.savedmodel.check import check_saved_model, format_problems, format_report
 
 flags.DEFINE_string("saved_model", None, "A SavedModel, the folder of its versions, or `digits`.")
-flags.DEFINE_string("workdir", None, "Where check_serving.json is written, if anywhere.")
+flags.DEFINE_string("workdir", None, "Folder for check_serving.json (default: not written).")
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Compiles what a run does for a TPU or GPU that this machine does not have.
+"""Compiles a training step or sampling for a TPU or GPU that this machine does not have.
 
 python -m tools.compile --gin_file=gin/runs/imagenet32_s_ar.gin --target=h100 --batch_size=64
 
-Prints the memory per device, arithmetic, memory traffic and the time that both allow, of a training
-step with and without remat; with --program=sampling, of the sampling of new images. Needs
+Prints the memory per device, the arithmetic, the memory traffic and a bound on the time of a
+training step with and without remat, or, with --program=sampling, of sampling new images. Needs
 requirements-compile.txt (`make compile` installs it) and no data. --search_batch looks for the
 largest batch that fits. --chips=16 --sharded compiles the Keras layers on JAX for a slice over
 which weights and optimizer state are divided.
@@ -18,7 +18,7 @@ from igpt_tf.ahead_of_time import compilers, targets
 from igpt_tf.errors import InputError
 
 flags.DEFINE_string("target", None, f"Device to compile for: {', '.join(targets.names())}.")
-flags.DEFINE_integer("batch_size", None, "Images per step of all chips; the run's by default.", 1)
+flags.DEFINE_integer("batch_size", None, "Images per step of all chips (default: the run's).", 1)
 flags.DEFINE_enum("program", "training", ["training", "sampling"], "What is compiled.")
 flags.DEFINE_integer("chips", 1, "Number of devices.", 1)
 flags.DEFINE_bool("sharded", False, "Divide weights and optimizer state over the devices.")

@@ -1,4 +1,4 @@
-"""A palette for your images, by k-means over their colours.
+"""Fits a palette to your images, by k-means over their colours.
 
 python -m tools.fit_palette --images=FOLDER --workdir=DIR [--num_colours=512]
 

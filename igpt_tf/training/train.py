@@ -120,14 +120,8 @@ def train(
     on_device = quantizes_on_device("train.quantize_on", quantize_on)
     strategies.check_batch_size(strategy, batch_size, step_options.gradient_accumulation_steps)
     intervals.check(num_steps, step_options.steps_per_execution)
-    is_sharded = isinstance(strategy, ShardedStrategy)
-    if is_sharded:
-        check_step_options(step_options.jit_compile, step_options.steps_per_execution)
-        if quantize_on == "device":
-            raise InputError(
-                "sharded_strategy applies the palette on the host; remove the binding. Received: "
-                f"train.quantize_on={quantize_on!r}"
-            )
+    if isinstance(strategy, ShardedStrategy):
+        _check_sharded(step_options, quantize_on)
         on_device = False  # DTensor has no layout for the search of the nearest colour
         intervals = _without_whole_model(intervals)
     set_precision("train.precision", precision)
@@ -185,15 +179,9 @@ def train(
         print(_new_schedule(folder, build_optimizer, num_steps, steps_per_epoch))
     with full_disk_error(workdir), strategies.lost_worker_error(strategy), strategy.scope():
         options = {"batch_size": batch_size, "weights": weights, **dataclasses.asdict(step_options)}
-        if is_sharded:
-            trainer = ShardedTrainer(
-                new_model, objective, optimizer, palette, strategy, initial_model=initial, **options
-            )
-        else:
-            model = new_model()
-            if initial is not None:
-                initial.assign_to(model)
-            trainer = Trainer(model, objective, optimizer, palette, **options)
+        trainer = _new_trainer(
+            new_model, objective, optimizer, palette, strategy, initial, **options
+        )
         print(_memory(trainer))
         heldout = subset(source.valid, intervals.num_heldout_images)
         every = step_options.steps_per_execution
@@ -224,6 +212,36 @@ def train(
         else:
             with trainer.evaluation_weights():
                 _finish(folder, trainer, pipeline, source, baselines, initial, num_steps)
+
+
+def _check_sharded(step_options: StepOptions, quantize_on: str) -> None:
+    """Raises: InputError: A sharded run does not support an option."""
+    check_step_options(step_options.jit_compile, step_options.steps_per_execution)
+    if quantize_on == "device":
+        raise InputError(
+            "sharded_strategy applies the palette on the host; remove the binding. Received: "
+            f"train.quantize_on={quantize_on!r}"
+        )
+
+
+def _new_trainer(
+    new_model: Callable[[], ImageGPT],
+    objective: Objective,
+    optimizer: keras.optimizers.Optimizer,
+    palette: Palette,
+    strategy: tf.distribute.Strategy | ShardedStrategy,
+    initial: InitialModel | None,
+    **options,
+) -> Trainer | ShardedTrainer:
+    """The trainer for a strategy, with random weights or those of the initial model."""
+    if isinstance(strategy, ShardedStrategy):
+        return ShardedTrainer(
+            new_model, objective, optimizer, palette, strategy, initial_model=initial, **options
+        )
+    model = new_model()
+    if initial is not None:
+        initial.assign_to(model)
+    return Trainer(model, objective, optimizer, palette, **options)
 
 
 def _finish(
