@@ -4,7 +4,7 @@
 #   sbatch deploy/slurm.sh gin/runs/imagenet32_s_ar.gin runs/imagenet32_s_ar
 #
 # `multi_worker_strategy.cluster = 'slurm'` takes the hosts from Slurm's variables. The environment and the
-# workdir lie in a folder that all hosts share. At the time limit Slurm sends SIGTERM, which saves the state;
+# workdir are in a folder that all hosts share. At the time limit Slurm sends SIGTERM, which saves the state;
 # the job is then queued again and resumes.
 #SBATCH --job-name=igpt
 #SBATCH --nodes=2

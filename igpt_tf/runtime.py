@@ -74,8 +74,8 @@ def has_unused_gpu(root: str = "/") -> bool:
 def _configure_cpu_allocator() -> None:
     """Lets tensors on the CPU reuse freed memory. Variables set by the user are kept.
 
-    The C library's allocator maps every large tensor anew: page faults take a fifth of a step, and
-    gaps between small tensors remain unused.
+    The C library's allocator maps memory for every large tensor again: page faults take a fifth of
+    a step, and gaps between small tensors remain unused.
     """
     os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")  # not an allocator of oneDNN's own
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")

@@ -218,7 +218,7 @@ def decode_bytes(
 
 
 def upright_size(content: tf.Tensor) -> tf.Tensor:
-    """int32[2]: (height, width) of the image in a file string[], as it is shown; not decoded.
+    """int32[2]: (height, width) at which the image in a file string[] is shown; not decoded.
 
     Also for graphs of `tf.compat.v1`, where `==` compares objects: it uses `tf.equal` throughout.
     """
@@ -598,7 +598,7 @@ def _area_resize(image, corner, sides, wanted, background) -> tf.Tensor:
 
 
 def _overlaps(start, stretch, count, size) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """How much of each old pixel of one axis lies in each new one.
+    """How much of each old pixel of one axis is inside each new one.
 
     Args:
         start, stretch: float64[]: the new pixels are `stretch` old ones long, one after the other

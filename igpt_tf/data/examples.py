@@ -1,7 +1,7 @@
 """Images that can be indexed: the protocol `Examples`, in memory, and in image files.
 
 Making examples does not start TensorFlow, so that a source can be built before the distribution
-strategy; what is to be in memory is read when the first batch is loaded.
+strategy; images that are kept in memory are read when the first batch is loaded.
 """
 
 import copy

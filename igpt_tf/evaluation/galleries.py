@@ -51,7 +51,7 @@ def sample(
 
     Args:
         saved_model: Path of the model.
-        workdir: Folder for `samples.png` or `completions.png`, a JSON file of what it depends on,
+        workdir: Folder for `samples.png` or `completions.png`, a JSON file of its settings,
             the single images and the animation.
         params: How tokens are chosen.
         num_images: Number of images to generate, or maximum number of images to complete.

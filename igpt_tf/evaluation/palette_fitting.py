@@ -117,7 +117,7 @@ def _check_separate(images: str, workdir: str) -> None:
     images, workdir = os.path.realpath(images), os.path.realpath(workdir)
     if os.path.commonpath([images, workdir]) == images:
         raise InputError(
-            "the workdir lies inside the folder of images, where its own pictures would be taken "
+            "the workdir is inside the folder of images, where its own pictures would be taken "
             f"for images; choose another. Received: images={images}, workdir={workdir}"
         )
 

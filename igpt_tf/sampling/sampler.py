@@ -229,7 +229,7 @@ class Sampler:
         return self._complete_in_branches(self._check_tokens(tokens), num_given, params)
 
     def _complete_in_branches(self, tokens, num_given, params) -> np.ndarray:
-        # Packed anew in each call, because the weights may have changed.
+        # Packed again in each call, because the weights may have changed.
         branch_size = len(tokens) // count_branches(len(tokens), self._max_branches)
         packs = self._packs_kernels and PackedKernels.are_faster(branch_size)
         options = {"packed_kernels": PackedKernels.pack(self.model)} if packs else {}

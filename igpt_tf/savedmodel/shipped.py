@@ -1,9 +1,9 @@
 """Pretrained models by name: `--saved_model=digits`.
 
-A folder holds the weights and the palette (`model.safetensors`), the metadata and a model card of
-each. Small ones lie in the package, larger ones in `models/` of the repository only. When a name is
-first used, a SavedModel is written from these files into a cache folder: `~/.cache/igpt_tf`, or the
-value of the environment variable `IGPT_CACHE`.
+Each model is a folder with the weights and the palette (`model.safetensors`), the metadata and a
+model card. Small ones are in the package, larger ones in `models/` of the repository only. When a
+name is first used, a SavedModel is written from these files into a cache folder:
+`~/.cache/igpt_tf`, or the value of the environment variable `IGPT_CACHE`.
 """
 
 import hashlib

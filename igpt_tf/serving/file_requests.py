@@ -165,7 +165,7 @@ class _DecodedFiles:
     """Image files at the model's size.
 
     A file that cannot be decoded is replaced by a black image until its answer is dropped, so that
-    the others keep their places and thereby their seeds.
+    the others keep their places and so their seeds.
 
     Attributes:
         images: uint8[N,H,W,3], black where a file was left out.

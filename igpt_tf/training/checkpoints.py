@@ -115,7 +115,7 @@ class Checkpoints:
             logging.warning("checkpoint %s is damaged; trying the one before", self._shown(path))
         if paths:
             raise InputError(
-                "every checkpoint is damaged; remove the folder to start anew. "
+                "every checkpoint is damaged; remove the folder to start from the beginning. "
                 f"Received: {self.folder}"
             )
         return 0
