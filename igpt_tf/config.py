@@ -368,7 +368,7 @@ def _first_part(error: Exception | str) -> str:
 def _quotes_hint(line: str) -> str | None:
     value = line.partition("=")[2]
     if re.search(r"(^|[\[(,{:])\s*[A-Za-z_./~\\][^'\"@%]*$", value):
-        return "text needs quotes (in a shell: --gin_param='name=\"text\"')"
+        return "strings need quotes (in a shell: --gin_param='name=\"string\"')"
     return None
 
 
@@ -558,7 +558,7 @@ def _named(expected) -> str:
     words = {
         int: "a whole number",
         float: "a number",
-        str: "a text in quotes",
+        str: "a string in quotes",
         bool: "True or False",
         type(None): "None",
     }
