@@ -57,7 +57,7 @@ class HuggingFaceFolder:
 
     Raises:
         InputError: A file is missing or damaged, the folder is that of another model, or a tensor
-            is missing, unexpected, of another shape or of a type that float32 does not represent.
+            is missing, unexpected, of the wrong shape or of a type that float32 does not represent.
     """
 
     def __init__(self, folder: str):
@@ -159,7 +159,7 @@ class _Weights:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """float32 of the tensor's shape. Raises: InputError: It has another type or is damaged."""
+        """float32 of the tensor's shape. Raises: InputError: An unsupported type, or damaged."""
         dtype = self._files[name].get_slice(name).get_dtype()
         if dtype not in _DTYPES:
             raise InputError(
@@ -173,7 +173,7 @@ class _Weights:
                 f"the weights {name} cannot be read ({error}); {_FIX}. "
                 f"Received: path={self._folder}"
             ) from None
-        check_finite(name, value, f"import another folder than {self._folder}")
+        check_finite(name, value, f"{_FIX}: {self._folder}")
         return value
 
 

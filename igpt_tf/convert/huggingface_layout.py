@@ -141,7 +141,7 @@ def check_config(config: Config, path: str) -> None:
     """
     if config.model_type != MODEL_TYPE:
         raise InputError(
-            f"the folder holds another kind of model than {MODEL_TYPE}. "
+            f"the model in the folder is not of type {MODEL_TYPE}. "
             f"Received: model_type={config.model_type}, path={path}"
         )
     sizes = ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size")

@@ -23,7 +23,7 @@ def check_shapes(expected: Shapes, found: Shapes, path: str) -> None:
         path: The file, for the error.
 
     Raises:
-        InputError: Names every variable that is missing, unexpected or of another shape.
+        InputError: Names every variable that is missing, unexpected or of the wrong shape.
     """
     other_shapes = [
         f"{name} {list(found[name])} instead of {list(shape)}"
@@ -33,7 +33,7 @@ def check_shapes(expected: Shapes, found: Shapes, path: str) -> None:
     lists = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
-        "of another shape": other_shapes,
+        "of the wrong shape": other_shapes,
     }
     problems = [f"{kind}: {', '.join(names)}" for kind, names in lists.items() if names]
     if problems:

@@ -140,7 +140,7 @@ class OpenAICheckpoint:
 
     def _read(self, name: str) -> np.ndarray:
         value = self._guard(self._reader.get_tensor, self._scope + name)
-        check_finite(name, value, f"import another checkpoint than {self.path}")
+        check_finite(name, value, f"download {self.path} again")
         return value
 
     def _guard(self, read, *arguments):

@@ -148,7 +148,7 @@ class FileExamples:
         labels, image_size, is_fixed: See `Examples`.
 
     Raises:
-        InputError: `crop` is another word.
+        InputError: `crop` is neither of the two.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ def evaluate(
     Returns:
         The content of `evaluate.json`. "nats_per_token" is the mean over images and
         "standard_error" that of this mean. "score" is "likelihood", or "pseudo-likelihood" for
-        masked models, which is another quantity than their training loss per hidden token: every
+        masked models, which differs from their training loss per hidden token: every
         pixel is predicted once, from the pixels outside its fold.
 
     Raises:

@@ -51,7 +51,7 @@ def parse_completion(content, image_size: tuple[int, int]) -> CompletionRequest:
     """Parses the JSON of a completion request.
 
     Raises:
-        InputError: A field is missing, of another type or out of range.
+        InputError: A field is missing, of the wrong type or out of range.
     """
     fields = _convert(content, _CompletionFields)
     check_num_given(fields.num_given, image_size[0] * image_size[1])

@@ -279,7 +279,7 @@ def _model_card(run: RunFolder) -> list[dict]:
 
 
 def _loss_name(run: RunFolder) -> str:
-    """The loss of a masked model covers hidden tokens only: another quantity than its score."""
+    """The loss of a masked model covers hidden tokens only, unlike its score."""
     is_masked = "masked" in run.bindings.get("train.objective", "")
     return "nats/hidden token" if is_masked else "nats/token"
 

@@ -316,7 +316,7 @@ def _must_compile(attributes) -> bool:
 
 
 def _answer_problems(answer: dict, promised: Signature, batch_size: int) -> list[str]:
-    """Arrays of another type or shape than promised, or that are not finite."""
+    """Arrays of a type or shape other than promised, or that are not finite."""
     problems = []
     for name, tensor in promised.with_sizes({"B": batch_size}).outputs.items():
         array = answer[name]

@@ -97,7 +97,7 @@ def load_model(path: str):
         (`ImageGPT` with exactly the stored weights, `Palette`, metadata dict).
 
     Raises:
-        InputError: As `SavedModel`; or a weight is missing, damaged, of another shape or not
+        InputError: As `SavedModel`; or a weight is missing, damaged, of the wrong shape or not
             finite.
     """
     from igpt_tf.model import ImageGPT
@@ -144,7 +144,7 @@ class StoredWeights:
             NumPy array of that shape.
 
         Raises:
-            InputError: The value is missing, damaged, of another shape or not finite.
+            InputError: The value is missing, damaged, of the wrong shape or not finite.
         """
         import tensorflow as tf
 

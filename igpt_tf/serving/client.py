@@ -74,7 +74,7 @@ class Client:
             Output name -> array of the signature's type and shape; all numbers are finite.
 
         Raises:
-            InputError: The model has no such signature, or an input has another type or shape.
+            InputError: The model has no such signature, or an input has the wrong type or shape.
             ServerError: No answer, or one that is not the signature's.
             RequestRefused: The server refuses the values.
         """
@@ -186,10 +186,10 @@ def _with_served_sizes(expected: Signature, served: Signature) -> Signature:
     sizes = {}
     for specs, found in ((expected.inputs, served.inputs), (expected.outputs, served.outputs)):
         if specs.keys() != found.keys():
-            raise ValueError("other names")
+            raise ValueError("wrong names")
         for key, spec in specs.items():
             if not spec.accepts(found[key].dtype, found[key].axes):
-                raise ValueError("another type or shape")
+                raise ValueError("wrong type or shape")
             sizes |= dict(zip(spec.axes, found[key].axes, strict=True))
     return expected.with_sizes(
         {axis: size for axis, size in sizes.items() if axis != "B" and size is not None}

@@ -86,7 +86,7 @@ class InitialModel:
         """Initial value of a weight of a model of that image size.
 
         Raises:
-            InputError: The stored value is missing, damaged, of another shape or not finite.
+            InputError: The stored value is missing, damaged, of the wrong shape or not finite.
         """
         before = self.saved.image_size
         if weight_name(weight) != "position_embedding" or tuple(image_size) == before:

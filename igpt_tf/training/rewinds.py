@@ -28,7 +28,7 @@ class NonFiniteLoss(InputError):
 
 
 class Rewinds:
-    """Windows of steps that were taken again with batches of another seed.
+    """Windows of steps that were repeated with batches of a different seed.
 
     They are stored in a file, so that a batch remains a function of (seed, step) and that file when
     the run is resumed.
