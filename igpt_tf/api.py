@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
-from igpt_tf.objectives import objective_from_config
-from igpt_tf.palette import Palette
-from igpt_tf.sampling.params import SamplingParams
+from igpt_tf.objectives import objective_of_model
+from igpt_tf.palette import Palette, check_palette
+from igpt_tf.sampling.params import SamplingParams, check_limits
 from igpt_tf.sampling.sampler import NUM_ROUNDS, Sampler
 from igpt_tf.savedmodel.load import load_model
 
@@ -23,11 +23,17 @@ class Pretrained:
         model: The network.
         palette: Maps images to tokens and back.
         metadata: Description from the SavedModel: objective, data set, step, held-out loss.
+
+    Raises:
+        InputError: The palette is not one of the model's size.
     """
 
     model: ImageGPT
     palette: Palette
     metadata: dict
+
+    def __post_init__(self):
+        check_palette(self.palette, self.model)
 
     @functools.cached_property
     def _sampler(self) -> Sampler:
@@ -39,16 +45,30 @@ class Pretrained:
 
     @functools.cached_property
     def _token_scores(self):
-        objective = objective_from_config(self.metadata["objective"])
+        objective = objective_of_model(self.metadata.get("objective", {}), self.model)
         scores = functools.partial(objective.token_scores, self.model)
         return tf.function(scores, autograph=False, reduce_retracing=True)
 
     def _map_images(self, function, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Concatenates the results of a function of tokens int32[B,T]."""
-        tokens = self.palette.encode(images)
+        tokens = self._encode(images)
+        check_limits(batch_size=batch_size)
         starts = range(0, len(tokens), batch_size)
         batches = [tf.constant(tokens[start : start + batch_size]) for start in starts]
         return np.concatenate([function(batch).numpy() for batch in batches])
+
+    def _encode(self, images) -> np.ndarray:
+        """uint8[N,H,W,3] -> tokens int32[N,T]. Raises: InputError: Images the model cannot take."""
+        images = np.asarray(images)
+        tokens = self.palette.encode(images)
+        size = self.model.image_size
+        if not len(images) or images.shape[1:3] != size:
+            raise InputError(
+                f"the model takes images uint8[N,{size[0]},{size[1]},3], at least one; "
+                "igpt_tf.data.load_images resizes files and gives this type. "
+                f"Received: shape={images.shape}"
+            )
+        return tokens
 
 
 def load(path: str) -> Pretrained:
@@ -114,7 +134,7 @@ def complete(pretrained: Pretrained, images, num_given: int, **params) -> np.nda
         >>> completed.shape, completed[:, :2].max()
         ((3, 4, 4, 3), np.uint8(0))
     """
-    tokens = pretrained.palette.encode(images)
+    tokens = pretrained._encode(images)
     tokens = pretrained._sampler.complete(tokens, num_given, SamplingParams(**params))
     return pretrained.palette.decode(tokens, pretrained.model.image_size)
 
@@ -145,13 +165,13 @@ def inpaint(
         >>> igpt_tf.inpaint(masked, images, known).shape
         (3, 4, 4, 3)
     """
-    known = np.asarray(known, bool)
-    if known.shape != np.shape(images)[:3]:
+    tokens = pretrained._encode(images)
+    known = np.asarray(known)
+    if known.dtype != bool or known.shape != np.shape(images)[:3]:
         raise InputError(
-            "known must be bool[N,H,W], one value per pixel of the images. "
-            f"Received: known.shape={known.shape}, images.shape={np.shape(images)}"
+            "known must be bool[N,H,W], one value per pixel of the images. Received: "
+            f"known.dtype={known.dtype}, known.shape={known.shape}, images.shape={np.shape(images)}"
         )
-    tokens = pretrained.palette.encode(images)
     known = known.reshape(len(known), -1)
     tokens = pretrained._sampler.inpaint(
         tokens, known, SamplingParams(**params), num_rounds=num_rounds
@@ -171,6 +191,9 @@ def features(pretrained: Pretrained, images, *, batch_size: int = 64) -> np.ndar
         float32[N,L+1,D]: the mean over positions of each layer's normalised input; index L is the
         final norm. Layers in the middle separate classes best.
 
+    Raises:
+        InputError: The images are of another type or size, or `batch_size` is not positive.
+
     Example:
         >>> igpt_tf.features(pretrained, images).shape  # 2 layers of width 16
         (3, 3, 16)
@@ -189,6 +212,9 @@ def score(pretrained: Pretrained, images, *, batch_size: int = 64) -> np.ndarray
     Returns:
         float32[N,H,W], nats per pixel. The mean over an image is its loss in nats per token: the
         negative log-likelihood of an autoregressive model, a pseudo-likelihood of a masked one.
+
+    Raises:
+        InputError: As `features`; or the metadata name no objective, or one of another model.
 
     Example:
         >>> igpt_tf.score(pretrained, images).shape

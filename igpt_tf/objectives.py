@@ -90,6 +90,22 @@ def objective_from_config(config: dict) -> Objective:
         ) from None
 
 
+def objective_of_model(config: dict, model) -> Objective:
+    """Rebuilds the objective that a model was trained on.
+
+    Raises:
+        InputError: As `objective_from_config`, or the objective needs another kind of model.
+    """
+    objective = objective_from_config(config)
+    if objective.causal != model.causal:
+        raise InputError(
+            f"the objective {objective.name} needs a model with causal={objective.causal}; name "
+            f"the one that the model was trained on. Received: objective={config}, "
+            f"causal={model.causal}"
+        )
+    return objective
+
+
 def token_nats(logits, tokens):
     """Cross-entropy of each token. float32[B,T,V], int32[B,T] -> nats float32[B,T]."""
     return ops.sparse_categorical_crossentropy(tokens, logits, from_logits=True)

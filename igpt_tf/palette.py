@@ -127,16 +127,37 @@ class Palette:
         return np.clip(np.rint(127.5 * (self.centroids + 1)), 0, 255).astype("uint8")
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8[B,H,W,3] -> tokens int32[B,T], T = H * W in raster order, by the colour table."""
+        """uint8[B,H,W,3] -> tokens int32[B,T], T = H * W in raster order, by the colour table.
+
+        Raises:
+            InputError: The images are of another type or shape.
+        """
+        images = np.asarray(images)
         _check_images(images)
         # Each pixel is read as 4 bytes, of which the last belongs to the next pixel and is masked.
         channels = np.append(images, np.uint8(0))
         colours = np.ndarray(images.size // 3, "<i4", channels, strides=(3,)) & 0xFFFFFF
         tokens = self.table.take(colours, mode="clip")
-        return tokens.reshape(len(images), -1).astype("int32")
+        return tokens.reshape(len(images), images.shape[1] * images.shape[2]).astype("int32")
 
     def decode(self, tokens: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-        """tokens int[B,T] -> uint8[B,H,W,3]."""
+        """tokens int[B,T] -> uint8[B,H,W,3].
+
+        Raises:
+            InputError: The tokens are none of the palette, or of another number than the pixels.
+        """
+        tokens = np.asarray(tokens)
+        num_pixels = image_size[0] * image_size[1]
+        if tokens.dtype.kind not in "iu" or tokens.ndim != 2 or tokens.shape[1] != num_pixels:
+            raise InputError(
+                f"tokens are int[B,{num_pixels}] for images of {image_size[0]}x{image_size[1]} "
+                f"pixels. Received: dtype={tokens.dtype}, shape={tokens.shape}"
+            )
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < len(self)):
+            raise InputError(
+                f"tokens are 0 to {len(self) - 1} with this palette. "
+                f"Received: min={tokens.min()}, max={tokens.max()}"
+            )
         return self.colours[tokens].reshape(len(tokens), *image_size, 3)
 
     def encode_tensor(self, images):
@@ -243,6 +264,15 @@ def _reseed_empty(centroids, points, counts):
             break
         centroids[empty] = points[np.argsort(-counts * distance**2)[: len(empty)]]
     return centroids.clip(-1, 1).astype("float32")
+
+
+def check_palette(palette: Palette, model) -> None:
+    """Raises: InputError: The palette's size is not the vocabulary size of an `ImageGPT`."""
+    if len(palette) != model.vocabulary_size:
+        raise InputError(
+            "the palette's size must be the model's vocabulary size. Received: "
+            f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
+        )
 
 
 def _check_images(images) -> None:

@@ -113,3 +113,80 @@ def test_importing_the_package_does_not_import_tensorflow():
     assert result.stdout.strip() == "False"
     with pytest.raises(AttributeError, match="no attribute 'smaple'"):
         igpt_tf.smaple  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("images", "named"),
+    [
+        (np.zeros((2, 2, 8, 3), "uint8"), r"shape=\(2, 2, 8, 3\)"),  # as many pixels
+        (np.zeros((2, 6, 6, 3), "uint8"), r"shape=\(2, 6, 6, 3\)"),
+        (np.zeros((0, 4, 4, 3), "uint8"), r"shape=\(0, 4, 4, 3\)"),
+        (np.zeros((2, 4, 4, 3)), "dtype=float64"),
+        (["a.png", "b.png"], "dtype=<U5"),
+        (None, "dtype=object"),
+    ],
+)
+def test_images_that_do_not_fit_the_model_are_refused(pretrained, masked, images, named):
+    known = np.zeros(np.shape(images)[:3], bool)
+    for call in (
+        lambda: igpt_tf.features(pretrained, images),
+        lambda: igpt_tf.score(pretrained, images),
+        lambda: igpt_tf.complete(pretrained, images, 3),
+        lambda: igpt_tf.inpaint(masked, images, known),
+    ):
+        with pytest.raises(InputError, match=named):
+            call()
+
+
+def test_lists_and_tensors_of_images_are_taken_like_arrays(pretrained):
+    import tensorflow as tf
+
+    images = igpt_tf.sample(pretrained, 2)
+    expected = igpt_tf.score(pretrained, images)
+    np.testing.assert_array_equal(igpt_tf.score(pretrained, list(images)), expected)
+    np.testing.assert_array_equal(igpt_tf.score(pretrained, tf.constant(images)), expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "named"),
+    [
+        ("sample", {"num_images": 2.5}, "num_images must be an integer. Received: num_images=2.5"),
+        ("sample", {"num_images": True}, "num_images=True"),
+        ("sample", {"num_images": 1, "temperature": "1"}, "temperature='1'"),
+        ("sample", {"num_images": 1, "top_k": 1.5}, "top_k must be an integer"),
+        ("complete", {"num_given": 0.5}, "num_given must be an integer"),
+        ("complete", {"num_given": None}, "num_given=None"),
+        ("features", {"batch_size": 0}, "batch_size must be 1 or more"),
+        ("score", {"batch_size": 2.5}, "batch_size must be an integer"),
+        ("inpaint", {"num_rounds": 2.0}, "num_rounds must be an integer"),
+        ("inpaint", {"known": np.full((2, 4, 4), 0.5)}, "known.dtype=float64"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(pretrained, masked, function, arguments, named):
+    model = masked if function == "inpaint" else pretrained
+    if function != "sample":
+        arguments = {"images": np.zeros((2, 4, 4, 3), "uint8"), **arguments}
+    if function == "inpaint":
+        arguments = {"known": np.zeros((2, 4, 4), bool), **arguments}
+    with pytest.raises(InputError, match=named):
+        getattr(igpt_tf, function)(model, **arguments)
+
+
+def test_parts_of_different_models_are_refused(pretrained, tmp_path):
+    with pytest.raises(InputError, match="colours=5, vocabulary_size=8"):
+        igpt_tf.Pretrained(pretrained.model, igpt_tf.Palette.grey(5), pretrained.metadata)
+    masked_metadata = {"objective": Masked().get_config()}
+    images = np.zeros((1, 4, 4, 3), "uint8")
+    other = igpt_tf.Pretrained(pretrained.model, pretrained.palette, masked_metadata)
+    with pytest.raises(InputError, match="the objective masked needs a model with causal=False"):
+        igpt_tf.score(other, images)
+    unnamed = igpt_tf.Pretrained(pretrained.model, pretrained.palette, {})
+    with pytest.raises(InputError, match="unknown objective"):
+        igpt_tf.score(unnamed, images)
+    description = {**masked_metadata, "data": None}
+    with pytest.raises(InputError, match="the objective masked needs"):
+        write_pretrained(pretrained.model, pretrained.palette, str(tmp_path / "1"), **description)
+    description = {"objective": Autoregressive().get_config(), "data": None, "step": -1}
+    with pytest.raises(InputError, match=r"the description of the model is wrong.*\$\.step"):
+        write_pretrained(pretrained.model, pretrained.palette, str(tmp_path / "1"), **description)
+    assert not list(tmp_path.iterdir())

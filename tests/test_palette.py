@@ -110,3 +110,17 @@ def test_a_file_that_is_not_a_palette_is_refused_and_named(array, tmp_path):
 def test_images_of_another_type_are_refused(palette):
     with pytest.raises(InputError, match="float32"):
         palette.encode(np.zeros((1, 2, 2, 3), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "named"),
+    [
+        (np.full((1, 4), -1), "min=-1, max=-1"),
+        (np.full((1, 4), 5), "tokens are 0 to 4"),
+        (np.zeros((1, 3), int), r"shape=\(1, 3\)"),
+        (np.zeros((1, 4)), "dtype=float64"),
+    ],
+)
+def test_tokens_that_are_no_images_of_the_palette_are_refused(tokens, named):
+    with pytest.raises(InputError, match=named):
+        Palette.grey(5).decode(tokens, (2, 2))

@@ -5,6 +5,7 @@ TensorFlow.
 """
 
 import dataclasses
+import numbers
 
 from igpt_tf.errors import InputError
 
@@ -20,19 +21,28 @@ LIMITS = {
     "top_k": ("0 (all colours) or positive", lambda x: x >= 0),
     "top_p": ("above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
     "num_rounds": ("1 to 1024", lambda x: (x >= 1) & (x <= 1024)),
+    "batch_size": ("1 or more", lambda x: x >= 1),
 }
+_REAL = ("temperature", "top_p")  # the others are integers
 
 
 def check_limits(**arguments) -> None:
     """Checks numbers against `LIMITS`.
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A value is not a number, not an integer where one is needed, or out of range.
     """
     for name, value in arguments.items():
+        _check_type(name, value, numbers.Real if name in _REAL else numbers.Integral)
         valid, is_valid = LIMITS[name]
         if not is_valid(value):
             raise InputError(f"{name} must be {valid}. Received: {name}={value}")
+
+
+def _check_type(name: str, value, kind: type) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        what = "an integer" if kind is numbers.Integral else "a number"
+        raise InputError(f"{name} must be {what}. Received: {name}={value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +94,9 @@ def check_num_given(num_given: int, sequence_length: int) -> None:
     """Checks the number of raster pixels that a completion keeps.
 
     Raises:
-        InputError: `num_given` is negative or larger than `sequence_length`.
+        InputError: `num_given` is no integer, negative or larger than `sequence_length`.
     """
+    _check_type("num_given", num_given, numbers.Integral)
     if not 0 <= num_given <= sequence_length:
         raise InputError(
             f"num_given must be 0 to {sequence_length}, the pixels of an image. "

@@ -119,23 +119,28 @@ def make_metadata(
         objective: An `Objective`.
         task: {"name": "classification", "num_classes", "num_masks", ...}, or None.
         initial_model: {"path", "step"}, or None.
+
+    Raises:
+        InputError: A field has a wrong type or is out of range.
     """
-    return _validated(
-        {
-            "model": model.architecture,
-            "palette": palette.fingerprint,
-            "objective": objective.get_config(),
-            "score": objective.score_kind,
-            "completion": objective.generation,
-            "step": int(step),
-            "initial_model": initial_model,
-            "data": data,
-            "task": task,
-            "class_names": None if class_names is None else list(class_names),
-            "nats_per_token": None if nats_per_token is None else float(nats_per_token),
-            "versions": runtime.versions(),
-        }
-    )
+    content = {
+        "model": model.architecture,
+        "palette": palette.fingerprint,
+        "objective": objective.get_config(),
+        "score": objective.score_kind,
+        "completion": objective.generation,
+        "step": int(step),
+        "initial_model": initial_model,
+        "data": data,
+        "task": task,
+        "class_names": None if class_names is None else list(class_names),
+        "nats_per_token": None if nats_per_token is None else float(nats_per_token),
+        "versions": runtime.versions(),
+    }
+    try:
+        return _validated(content)
+    except msgspec.ValidationError as error:
+        raise InputError(f"the description of the model is wrong: {error}") from None
 
 
 def write_metadata(folder: str, metadata: dict, palette) -> None:

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from igpt_tf import files
 from igpt_tf.errors import InputError
-from igpt_tf.objectives import objective_from_config
+from igpt_tf.objectives import objective_of_model
+from igpt_tf.palette import check_palette
 from igpt_tf.savedmodel.metadata import make_metadata, write_metadata
 from igpt_tf.savedmodel.signatures import SignatureFunctions, build_functions
 from igpt_tf.savedmodel.warmup import write_warmup
@@ -34,8 +35,8 @@ def write_pretrained(model, palette, path: str, *, objective: dict, **descriptio
         `path`.
 
     Raises:
-        InputError: The palette's size is not the model's vocabulary size, or a weight is not
-            finite.
+        InputError: The palette's size is not the model's vocabulary size, the objective or a field
+            of the description is wrong, or a weight is not finite.
 
     Example:
         write_pretrained(
@@ -43,8 +44,8 @@ def write_pretrained(model, palette, path: str, *, objective: dict, **descriptio
             data=None, step=70,
         )
     """
-    _check_palette(palette, model)
-    objective = objective_from_config(objective)
+    check_palette(palette, model)
+    objective = objective_of_model(objective, model)
     metadata = make_metadata(model, palette, objective, **description)
     functions = build_functions(SignatureFunctions(model, palette, objective), metadata)
     return write_folder(path, model, palette, functions, metadata)
@@ -79,8 +80,8 @@ def write_classifier(
         InputError: As `write_pretrained`.
     """
     network = classifier.network
-    _check_palette(palette, network)
-    objective = objective_from_config(objective)
+    check_palette(palette, network)
+    objective = objective_of_model(objective, network)
     task = {
         **task,
         "name": "classification",
@@ -141,14 +142,6 @@ def weight_name(variable) -> str:
 def weight_key(variable) -> str:
     """Name of a weight inside the SavedModel's checkpoint."""
     return f"weights/{weight_name(variable).replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-def _check_palette(palette, model) -> None:
-    if len(palette) != model.vocabulary_size:
-        raise InputError(
-            "the palette's size must be the model's vocabulary size. Received: "
-            f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
-        )
 
 
 def _check_finite(model) -> None:
