@@ -6,7 +6,9 @@ Gin alone accepts values of any type and ignores bindings that no function reads
 * a misspelt name is refused with the closest one that exists;
 * values, and what a call such as `@digits()` returns, are checked against the type annotation of
   their parameter, and numbers against the range of their name;
-* `refuse_unread_bindings` refuses what no function has read.
+* `refuse_unread_bindings` refuses what no function has read, except arguments of a function whose
+  reference a later binding has replaced: `train.palette = @grey_palette()` after a file that binds
+  `train.palette = @load_palette()` and `load_palette.path`.
 
 A gin file is code: `import` statements in it are executed.
 """
@@ -65,6 +67,10 @@ _RANGES = {
     "beta_2": _FRACTION,
     "ema_momentum": _FRACTION,
 }
+# What `parse` has bound: {(scope, function, parameter): value}, and which of these bindings belong
+# to functions whose references were replaced.
+_bound, _replaced = {}, set()
+
 _REMOTE_PATHS = {"data_dir"}  # TensorFlow Datasets reads gs:// by itself
 
 flags.DEFINE_multi_string(
@@ -93,6 +99,8 @@ def parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> None:
         InputError: A file is missing, a name is misspelt, a value does not parse or has the wrong
             type, or calls and macros form a cycle.
     """
+    _bound.clear()
+    _replaced.clear()
     names = []
     for path in gin_files:
         names += _apply_file(path, f"--gin_file={path}")
@@ -154,7 +162,8 @@ def refuse_unread_bindings() -> None:
         InputError: Names the unread bindings.
     """
     read = parse_bindings(gin.operative_config_str()).keys()
-    unread = sorted(parse_bindings(gin.config_str()).keys() - read)
+    unread = parse_bindings(gin.config_str()).keys() - read
+    unread = sorted(name for name in unread if _key(name) not in _replaced)
     if unread:
         raise InputError(
             f"no part of this program reads {', '.join(unread)}; remove the binding or correct its "
@@ -319,6 +328,32 @@ def _bind(statement: config_parser.BindingStatement, received: str) -> None:
         what = _first_part(error)
         hint = _closest_configurable(what) or _closest_parameter(selector, parameter)
         raise InputError(f"{what}{hint}. Received: {received}") from None
+    key = _key(key)
+    if key in _bound:
+        _replace(_bound[key])
+    _bound[key] = value
+    _replaced.discard(key)
+
+
+def _key(name) -> tuple[str, str, str] | None:
+    """(scope, function, parameter) of a binding's name or parts; None for the name of a macro."""
+    try:
+        return gin.config.ParsedBindingKey.parse(name).scope_selector_arg
+    except ValueError:
+        return None
+
+
+def _replace(value) -> None:
+    """Notes the bindings of the functions that a replaced value names, and of those they name."""
+    if isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            _replace(one)
+    elif _is_reference(value):
+        scope, function = value.config_key
+        for key in _bound.keys() - _replaced:
+            if key[0] in ("", scope) and key[1] == function:
+                _replaced.add(key)
+                _replace(_bound[key])
 
 
 def _name_of(statement: config_parser.BindingStatement) -> str:
@@ -497,6 +532,11 @@ def _fits(value, expected) -> bool:
         return _is_reference(value) and _may_be(_returned_type(value), returned)
     if origin in (list, tuple, collections.abc.Sequence):
         return _fits_sequence(value, typing.get_args(expected))
+    if origin in (dict, collections.abc.Mapping):
+        key, member = typing.get_args(expected)
+        return isinstance(value, dict) and all(
+            _fits(name, key) and _fits(one, member) for name, one in value.items()
+        )
     if _is_reference(value):
         return False
     if expected is float:

@@ -1,7 +1,7 @@
 """Configuration: gin files and bindings are parsed strictly, and values are checked."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import gin
@@ -65,6 +65,7 @@ def roast(
     place: Oven | None = None,
     source: Heats | None = None,
     window: tuple[int, int] | None = None,
+    cuts: Mapping[str, tuple[int, int]] | None = None,
     name: str = "roast",
     mode: Literal["best", "last"] = "best",
     gentle: bool = False,
@@ -211,6 +212,24 @@ def test_a_binding_that_is_not_read_is_refused():
         config.refuse_unread_bindings()
 
 
+def test_arguments_of_a_function_that_was_replaced_may_stay_unread(tmp_path):
+    file = tmp_path / "first.gin"
+    file.write_text("first.other = [@a/second()]\na/second.other = @oven()\noven.size = 2\n")
+    for extra, unread in (
+        ([], None),
+        (["oven.size = 4"], "oven.size"),  # bound after the replacement
+        (["b/second.other = 5"], "b/second.other"),  # was not named by what was replaced
+    ):
+        gin.clear_config()
+        config.parse([str(file)], ["first.other = @fan()", *extra])
+        gin.get_configurable("first")()
+        if unread is None:
+            config.refuse_unread_bindings()
+        else:
+            with pytest.raises(InputError, match=f"reads {unread};"):
+                config.refuse_unread_bindings()
+
+
 def test_bindings_of_one_configurable_are_copied_to_another():
     config.parse([], ["bake.flour = 3", "first.other = 1", "second.other = 2"])
     config.copy_bindings("first", "second", ["other"])
@@ -276,6 +295,8 @@ def test_the_recipe_of_a_data_set_is_used_unless_files_are_given(tmp_path, monke
         ("roast.num_steps = @oven()", "a whole number"),
         ("roast.window = 5", "tuple[int, int]"),
         ("roast.window = (1, 2, 3)", "tuple[int, int]"),
+        ("roast.cuts = {'rump': 3}", "Mapping[str, tuple[int, int]]"),
+        ("roast.cuts = {1: (1, 2)}", "Mapping[str, tuple[int, int]]"),
         ("roast.name = 3", "a string in quotes"),
         ("roast.mode = 'worst'", "'best' or 'last'"),
         ("roast.gentle = 1", "True or False"),
