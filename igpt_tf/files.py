@@ -8,11 +8,13 @@ import atexit
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -59,6 +61,31 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
             os.remove(temporary)
         raise
     sync_folder(folder)
+
+
+def lock(path: str, *, waiting: str | None = None) -> IO:
+    """Opens and locks a file. Closing it, or the end of the process, releases the lock.
+
+    Args:
+        path: The file; created if needed, and left behind. Its folder exists.
+        waiting: What to print before waiting for another process that holds the lock.
+
+    Raises:
+        BlockingIOError: Another process holds the lock, and `waiting` is None.
+    """
+    file = open(path, "w")
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise
+            print(waiting, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def write_text(path: str, text: str) -> None:

@@ -9,8 +9,8 @@ over the devices. Several sets of devices are planned one after the other:
 --compile_for=h100 also asks the compiler of that device for the memory of a step, and takes the
 device's memory and FLOP/s where no flags give them (`tools.compile` lists the devices).
 
-Without --flops, this machine is measured for a second. The time assumes that training reaches the
-fraction --utilisation of the FLOP/s.
+Without --flops, this machine is measured for a second, and should be idle. The time assumes that
+training reaches the fraction --utilisation of the FLOP/s.
 """
 
 from absl import flags
@@ -42,10 +42,10 @@ def main() -> None:
     flag = flags.FLAGS
     cli.require_flags("gin_file", *(() if flag.compile_for else ("memory_gb",)))
     target = flag.compile_for and _target(flag)
-    memory = [_number("memory_gb", text) for text in flag.memory_gb or ()] or [
+    memory = [_number("memory_gb", text, float) for text in flag.memory_gb or ()] or [
         target.memory_bytes / 1e9
     ]
-    counts = [_number("shards", text) for text in flag.shards or ()]
+    counts = [_number("shards", text, int) for text in flag.shards or ()]
     if counts and (len(counts) != len(memory) or flag.replicas > 1):
         raise InputError(
             "--shards takes one number per --memory_gb, and excludes --replicas. Received: "
@@ -64,7 +64,8 @@ def main() -> None:
     size = (flag.image_size, flag.image_size) if flag.image_size else planning.bound_image_size()
     if target and size is None:
         raise InputError("the run file does not state the image size; pass --image_size")
-    config.copy_bindings("train", "plan", _FROM_TRAIN if size else [*_FROM_TRAIN, "source"])
+    config.copy_bindings("train", "plan", _FROM_TRAIN)
+    size = size or _size_of_data(planning)
     precision = config.bound("plan.precision") or "float32"
     flops, warnings = flag.flops, planning.precision_warnings(flag.flops or 0, precision)
     if flops is None and target:
@@ -73,24 +74,28 @@ def main() -> None:
     elif flops is None:
         flops, warnings = planning.measure_flops(precision)
     devices = [
-        planning.Devices(gigabytes * 1e9, flops, flag.utilisation, int(count), bool(counts))
+        planning.Devices(gigabytes * 1e9, flops, flag.utilisation, count, bool(counts))
         for gigabytes, count in zip(memory, counts or [flag.replicas] * len(memory), strict=True)
     ]
-    try:
-        plans = planning.plan(
-            devices=devices,
-            image_size=size,
-            compiled_bytes=target and _compiled_bytes(flag.compile_for, size),
-            workdir=flag.workdir,
-        )
-    except InputError as error:
-        if size:
-            raise
-        reason = str(error).split("\n")[0]
-        raise InputError(f"the image size is not known ({reason}); pass --image_size") from None
+    plans = planning.plan(
+        devices=devices,
+        image_size=size,
+        compiled_bytes=target and _compiled_bytes(flag.compile_for, size),
+        workdir=flag.workdir,
+    )
     print("\n\n".join(map(planning.format_plan, plans)))
     for warning in warnings:
         print(f"Warning: {warning}.")
+
+
+def _size_of_data(planning) -> tuple[int, int]:
+    """(H, W) of the run's data set. Raises: InputError: It is not here."""
+    config.copy_bindings("train", "source_image_size", ["source"])
+    try:
+        return planning.source_image_size()
+    except InputError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"the image size is not known ({reason}); pass --image_size") from None
 
 
 def _target(flag):
@@ -127,11 +132,12 @@ def _compiled_bytes(target: str, size: tuple[int, int]):
     return compiled_bytes
 
 
-def _number(name: str, text: str) -> float:
+def _number(name: str, text: str, kind: type):
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        raise InputError(f"--{name} takes numbers. Received: {name}={text}") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"--{name} takes {what}. Received: {name}={text}") from None
 
 
 if __name__ == "__main__":

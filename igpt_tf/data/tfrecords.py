@@ -302,33 +302,46 @@ def write_shards(source: Source, directory: str, *, images_per_shard: int, watch
         images_per_shard=images_per_shard,
     )
     with _explaining_write_errors(directory):
+        os.makedirs(directory, exist_ok=True)
         if _is_finished(directory, plan):
             return read_index(directory)
-        files.write_json(os.path.join(directory, _UNFINISHED), msgspec.to_builtins(plan))
-        shards = {split: [] for split in splits}
-        for split, start, name in watch(_shard_names(splits, images_per_shard)):
-            rows = np.arange(start, min(start + images_per_shard, len(splits[split])))
-            path = os.path.join(directory, name)
-            if not _is_whole(path, len(rows)):
-                _write_shard(path, *splits[split].take(rows).arrays())
-            shards[split].append(
-                Shard(
-                    file=name,
-                    images=len(rows),
-                    bytes=os.path.getsize(path),
-                    sha256=_sha256(path),
-                    records_sha256=_sha256(_records_path(path)),
-                )
-            )
-        index = {**msgspec.to_builtins(plan), "parts": msgspec.to_builtins(shards)}
-        files.write_json(os.path.join(directory, INDEX), index)
-        os.remove(os.path.join(directory, _UNFINISHED))
+        try:
+            lock = files.lock(os.path.join(directory, ".lock"))
+        except BlockingIOError:
+            raise InputError(
+                "another process is writing these shards; wait for it, or choose a new folder. "
+                f"Received: {directory=}"
+            ) from None
+        with lock:
+            _write_missing(plan, splits, directory, watch)
     return read_index(directory)
+
+
+def _write_missing(plan: Plan, splits: dict[str, Examples], directory: str, watch) -> None:
+    """Writes the shards that are not there, then the index; see `write_shards`."""
+    files.write_json(os.path.join(directory, _UNFINISHED), msgspec.to_builtins(plan))
+    shards = {split: [] for split in splits}
+    for split, start, name in watch(_shard_names(splits, plan.images_per_shard)):
+        rows = np.arange(start, min(start + plan.images_per_shard, len(splits[split])))
+        path = os.path.join(directory, name)
+        if not _is_whole(path, len(rows)):
+            _write_shard(path, *splits[split].take(rows).arrays())
+        shards[split].append(
+            Shard(
+                file=name,
+                images=len(rows),
+                bytes=os.path.getsize(path),
+                sha256=_sha256(path),
+                records_sha256=_sha256(_records_path(path)),
+            )
+        )
+    index = {**msgspec.to_builtins(plan), "parts": msgspec.to_builtins(shards)}
+    files.write_json(os.path.join(directory, INDEX), index)
+    os.remove(os.path.join(directory, _UNFINISHED))
 
 
 def _is_finished(directory: str, plan: Plan) -> bool:
     """Whether these shards are there. Raises InputError if the folder holds other ones."""
-    os.makedirs(directory, exist_ok=True)
     for name in (INDEX, _UNFINISHED):
         path = os.path.join(directory, name)
         if not os.path.exists(path):

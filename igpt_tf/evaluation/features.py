@@ -254,14 +254,19 @@ def cached_features(
     images = examples.fingerprint()
     keys = [f"{encoder.fingerprint} {images}".encode() for encoder in encoders]
     folders = [os.path.join(directory, hashlib.sha256(key).hexdigest()[:16]) for key in keys]
-    missing = {
-        folder: encoder
-        for folder, encoder in zip(folders, encoders, strict=True)
-        if not os.path.isdir(folder)
-    }
-    if missing:
+    if not all(map(os.path.isdir, folders)):
         try:
-            _compute(missing, examples, batch_size, title)
+            os.makedirs(directory, exist_ok=True)
+            lock = os.path.join(directory, ".lock")
+            waiting = f"waiting for another program that writes into {directory} ..."
+            with files.lock(lock, waiting=waiting):
+                missing = {
+                    folder: encoder
+                    for folder, encoder in zip(folders, encoders, strict=True)
+                    if not os.path.isdir(folder)  # another program may have written it meanwhile
+                }
+                if missing:
+                    _compute(missing, examples, batch_size, title)
         except OSError as error:
             raise InputError(
                 f"the features cannot be stored ({error}); free some space. Received: {directory=}"

@@ -7,10 +7,12 @@ Source: paper, sections 4.1 to 4.4 and figures 2 to 4; the training budgets foll
 2022, "Training Compute-Optimal Large Language Models".
 """
 
+import collections
 import csv
 import dataclasses
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT, abstract_model
 from igpt_tf.savedmodel.metadata import find, read_metadata
 from igpt_tf.training.plan import measure_flops
+from igpt_tf.training.workdir import first_difference
 
 _PROBE_FOLDER = "linear_probe"
 _UTILISATION = 0.3  # of the peak FLOP/s; small models reach less than large ones
@@ -39,7 +42,7 @@ class Cell:
         size: Name of the model's size.
         tokens_per_parameter: Budget: number of training tokens per weight.
         seed: Random seed of the run.
-        num_layers, hidden_dim, num_heads: Sizes of the model.
+        num_layers, hidden_dim, num_heads, vocabulary_size: Sizes of the model.
         parameters: Number of weights.
         sequence_length: Tokens per image.
         num_steps: Length of the run in optimizer steps.
@@ -54,6 +57,7 @@ class Cell:
     num_layers: int
     hidden_dim: int
     num_heads: int
+    vocabulary_size: int
     parameters: int
     sequence_length: int
     num_steps: int
@@ -72,6 +76,7 @@ class Cell:
             "build_model.num_layers": self.num_layers,
             "build_model.hidden_dim": self.hidden_dim,
             "build_model.num_heads": self.num_heads,
+            "build_model.vocabulary_size": self.vocabulary_size,
             "train.num_steps": self.num_steps,
             "train.batch_size": self.batch_size,
             "train.seed": self.seed,
@@ -100,9 +105,9 @@ def study(
     *,
     workdir: str,
     gin_files: Sequence[str],
-    models: Mapping[str, Sequence[int]],
+    models: Mapping[str, tuple[int, int, int]],
     tokens_per_parameter: Sequence[int],
-    image_size: Sequence[int],
+    image_size: tuple[int, int],
     vocabulary_size: int,
     batch_size: int,
     learning_rate_times_width: float,
@@ -160,11 +165,11 @@ def study(
 
     def run(cell: Cell) -> None:
         folder = os.path.join(workdir, "cells", cell.name)
-        _pretrain(cell, folder, gin_files, bindings)
+        _pretrain(programs, cell, folder, gin_files, bindings)
         if probe:
-            _probe(cell, folder, probe_bindings)
+            _probe(programs, cell, folder, probe_bindings)
 
-    with ThreadPoolExecutor(jobs) as threads:
+    with ThreadPoolExecutor(jobs) as threads, _Programs() as programs:
         list(threads.map(run, mine))
     rows = [row for cell in cells if (row := _read_cell(cell, workdir)) is not None]
     report = {"cells": rows, "fits": {name: fit_loss(rows, name) for name in objectives}}
@@ -180,11 +185,11 @@ def study(
 
 def grid_cells(
     *,
-    models: Mapping[str, Sequence[int]],
+    models: Mapping[str, tuple[int, int, int]],
     tokens_per_parameter: Sequence[int],
     objectives: Sequence[str],
     seeds: Mapping[str, Sequence[int]] | Sequence[int],
-    image_size: Sequence[int],
+    image_size: tuple[int, int],
     vocabulary_size: int,
     batch_size: int,
     learning_rate_times_width: float,
@@ -192,8 +197,18 @@ def grid_cells(
     """The cells of a grid, cheapest budgets first. Arguments as in `study`.
 
     Raises:
-        InputError: The grid is empty, or a budget is shorter than a step.
+        InputError: The grid is empty or has a cell twice, a budget is shorter than a step, an
+            objective has no gin file, seeds are given for a size that does not exist, or a size's
+            name is no name of a folder.
     """
+    for size in models:
+        if os.sep in size:
+            raise InputError(
+                "the name of a size is part of a folder's name; leave out the separators. "
+                f"Received: study.models with {size!r}"
+            )
+    for objective in objectives:
+        config.find_gin_file(_objective_file(objective))
     cells = []
     length = image_size[0] * image_size[1]
     for ratio in sorted(tokens_per_parameter):
@@ -216,6 +231,7 @@ def grid_cells(
                     num_layers=num_layers,
                     hidden_dim=hidden_dim,
                     num_heads=num_heads,
+                    vocabulary_size=vocabulary_size,
                     parameters=parameters,
                     sequence_length=length,
                     num_steps=num_steps,
@@ -230,6 +246,17 @@ def grid_cells(
             "the grid is empty; give study.models, study.tokens_per_parameter, study.objectives "
             f"and study.seeds at least one value each. Received: models={dict(models)}, "
             f"tokens_per_parameter={list(tokens_per_parameter)}, objectives={list(objectives)}"
+        )
+    if isinstance(seeds, Mapping) and (unknown := [size for size in seeds if size not in models]):
+        raise InputError(
+            f"study.seeds names a size that study.models lacks; there are {', '.join(models)}. "
+            f"Received: {unknown[0]!r}"
+        )
+    name, count = collections.Counter(cell.name for cell in cells).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            "a cell occurs twice in the grid; name each budget, objective and seed once. "
+            f"Received: {name}"
         )
     return cells
 
@@ -254,37 +281,87 @@ def _shard_slice(shard: str) -> slice:
     return slice(int(index), None, int(count))
 
 
-def _pretrain(cell: Cell, folder: str, gin_files: Sequence[str], bindings: Sequence[str]) -> None:
+class _Programs:
+    """The programs that run, ended with this one: SIGTERM is passed on to them.
+
+    A terminal sends Ctrl-C to them itself.
+    """
+
+    def __init__(self):
+        self._running = set()
+        self._is_stopping = False
+
+    def __enter__(self) -> "_Programs":
+        self._handler = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGTERM, self._handler)
+
+    def _stop(self, number, _frame):
+        self._is_stopping = True
+        for program in tuple(self._running):
+            program.terminate()
+        sys.exit(128 + number)
+
+    def call(self, name: str, module: str, *arguments: str) -> None:
+        """Runs a program; its error line becomes an InputError that names the cell."""
+        print(f"{name}: python -m {module}", flush=True)
+        command = [sys.executable, "-m", module, *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+            self._running.add(program)
+            if self._is_stopping:  # it was started while the others were ended
+                program.terminate()
+            _, messages = program.communicate()
+            self._running.discard(program)
+        if program.returncode:
+            lines = [line for line in messages.splitlines() if line.startswith("error: ")]
+            reason = lines[-1].removeprefix("error: ") if lines else messages.strip()[-300:]
+            raise InputError(f"the cell {name} ended with exit code {program.returncode}: {reason}")
+
+
+def _pretrain(
+    programs: _Programs,
+    cell: Cell,
+    folder: str,
+    gin_files: Sequence[str],
+    bindings: Sequence[str],
+) -> None:
     """Starts or resumes the run of a cell; a finished one ends at once."""
-    if _is_finished(folder, cell):
+    if _is_finished(folder, cell, bindings):
         return
     own = [*bindings, *(f"{name}={value}" for name, value in cell.bindings.items())]
-    objective_file = f"gin/objectives/{cell.objective}.gin"
-    _call(
+    programs.call(
         cell.name,
         "igpt_tf.main",
-        *(f"--gin_file={path}" for path in (*gin_files, objective_file)),
+        *(f"--gin_file={path}" for path in (*gin_files, _objective_file(cell.objective))),
         *(f"--gin_param={binding}" for binding in own),
         f"--workdir={folder}",
     )
 
 
-def _is_finished(folder: str, cell: Cell) -> bool:
+def _objective_file(objective: str) -> str:
+    return f"gin/objectives/{objective}.gin"
+
+
+def _is_finished(folder: str, cell: Cell, bindings: Sequence[str]) -> bool:
     """Whether the run is complete. Raises: InputError: It is a run of another configuration."""
     if not os.path.exists(os.path.join(folder, "result.json")):
         return False
     with open(os.path.join(folder, "operative_config.gin"), encoding="utf-8") as file:
         found = config.parse_bindings(file.read())
-    for name, value in cell.bindings.items():
-        if found.get(name) != repr(value):
-            raise InputError(
-                "a cell's workdir belongs to another configuration; choose another study folder "
-                f"or remove it. Received: {name}={value}, {found.get(name)} in {folder}"
-            )
+    given = config.parse_bindings("\n".join(bindings))
+    given |= {name: repr(value) for name, value in cell.bindings.items()}
+    now = found | {name: value for name, value in given.items() if name in found}
+    if difference := first_difference(found, now, folder_before=os.getcwd()):
+        raise InputError(
+            "a cell's workdir belongs to another configuration; choose another study folder "
+            f"or remove it. Received: {difference}, workdir={folder}"
+        )
     return True
 
 
-def _probe(cell: Cell, folder: str, bindings: Sequence[str]) -> None:
+def _probe(programs: _Programs, cell: Cell, folder: str, bindings: Sequence[str]) -> None:
     """Runs the linear probe of a cell unless its result exists or the data have no labels."""
     workdir = os.path.join(folder, _PROBE_FOLDER)
     if os.path.exists(os.path.join(workdir, "linear_probe.json")):
@@ -294,25 +371,13 @@ def _probe(cell: Cell, folder: str, bindings: Sequence[str]) -> None:
     if metadata.get("class_names") is None:
         print(f"{cell.name}: no linear probe, the data set has no labels", flush=True)
         return
-    _call(
+    programs.call(
         f"{cell.name}, linear probe",
         "tools.linear_probe",
         f"--saved_model={export}",
         f"--workdir={workdir}",
         *(f"--gin_param={binding}" for binding in bindings),
     )
-
-
-def _call(name: str, module: str, *arguments: str) -> None:
-    """Runs a program; its error line becomes an InputError that names the cell."""
-    print(f"{name}: python -m {module}", flush=True)
-    ended = subprocess.run(
-        [sys.executable, "-m", module, *arguments], stderr=subprocess.PIPE, text=True, check=False
-    )
-    if ended.returncode:
-        lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-        reason = lines[-1].removeprefix("error: ") if lines else ended.stderr.strip()[-300:]
-        raise InputError(f"the cell {name} ended with exit code {ended.returncode}: {reason}")
 
 
 def _read_cell(cell: Cell, workdir: str) -> dict | None:
@@ -323,6 +388,13 @@ def _read_cell(cell: Cell, workdir: str) -> dict | None:
         return None
     fix = "remove it and start the study again"
     result = files.read_json(path, description="the result of a cell", fix=fix)
+    # A masked model has no `sos`, which the cells of a budget count alike.
+    if cell.parameters - result["parameters"] not in (0, cell.hidden_dim):
+        raise InputError(
+            "the images of the runs have another size than study.image_size; give theirs. "
+            f"Received: {cell.parameters:,} weights by the study, {result['parameters']:,} in "
+            f"{folder}"
+        )
     row = {
         "name": cell.name,
         **dataclasses.asdict(cell),

@@ -1,5 +1,6 @@
 """Figures of a study: loss over compute, probe over loss, accuracy over depth, both objectives."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -67,7 +68,7 @@ def probe_over_loss(path: str, rows: Sequence[dict]) -> None:
 def accuracy_over_depth(path: str, rows: Sequence[dict]) -> None:
     """Probe accuracy of every layer, a line per size at its largest budget; paper, figure 2."""
     with open_figure(path) as (_, axes):
-        for colour, (size, own) in zip(_COLOURS, _by_size(rows), strict=False):
+        for colour, (size, own) in zip(itertools.cycle(_COLOURS), _by_size(rows), strict=False):
             last = max(own, key=lambda row: (row["tokens"], -row["seed"]))
             layers = np.arange(len(last["probe_by_layer"])) / (len(last["probe_by_layer"]) - 1)
             axes.plot(
@@ -107,7 +108,7 @@ def _plot_sizes(
     label: str = "{size}: {parameters:,} weights",
 ) -> None:
     """Plots `y` of the cells over their number `x`, a line per size and seed, a colour per size."""
-    for colour, (_, of_size) in zip(_COLOURS, _by_size(rows), strict=False):
+    for colour, (_, of_size) in zip(itertools.cycle(_COLOURS), _by_size(rows), strict=False):
         for seed in sorted({row["seed"] for row in of_size}):
             own = [row for row in of_size if row["seed"] == seed]
             own.sort(key=lambda row: row[x])

@@ -68,10 +68,10 @@ class Devices:
     sharded: bool = False
 
     def __post_init__(self):
-        if not (self.memory > 0 and self.flops > 0 and self.count >= 1):
+        if not (0 < self.memory < math.inf and 0 < self.flops < math.inf and self.count >= 1):
             raise InputError(
-                "memory and FLOP/s must be above 0 and the number of devices at least 1. Received: "
-                f"memory={self.memory:g}, flops={self.flops:g}, count={self.count}"
+                "memory and FLOP/s must be finite and above 0, the number of devices at least 1. "
+                f"Received: memory={self.memory:g}, flops={self.flops:g}, count={self.count}"
             )
         if not 0 < self.utilisation <= 1:
             raise InputError(
@@ -88,9 +88,8 @@ def plan(
     build_optimizer: Callable,
     batch_size: int,
     num_steps: int,
+    image_size: tuple[int, int],
     precision: str = "float32",
-    image_size: tuple[int, int] | None = None,
-    source: Source | None = None,
     compiled_bytes: Callable[[int, int, bool], int | None] | None = None,
     workdir: str | None = None,
 ) -> list[dict]:
@@ -103,9 +102,8 @@ def plan(
         build_optimizer: Builds the optimizer.
         batch_size: Global batch size in images.
         num_steps: Number of optimizer steps.
-        precision: "float32" or "mixed_bfloat16".
         image_size: (H, W).
-        source: Data set whose image size is used if `image_size` is None.
+        precision: "float32" or "mixed_bfloat16".
         compiled_bytes: Function (batch size, gradient accumulation steps, remat) -> memory of a
             step as a compiler counts it, None if it does not fit. Stored as "compiled_bytes".
         workdir: Folder for `plan.json`; None for no file.
@@ -120,8 +118,7 @@ def plan(
         raise InputError(
             f"train.precision must be one of {', '.join(PRECISIONS)}. Received: {precision=}"
         )
-    size = image_size or source.image_size
-    model = abstract_model(lambda: build_model(image_size=size, causal=objective.causal))
+    model = abstract_model(lambda: build_model(image_size=image_size, causal=objective.causal))
     optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=0)
     run = {"batch_size": batch_size, "num_steps": num_steps, "precision": precision}
     plans = [plan_run(model, optimizer, one, **run) for one in devices]
@@ -317,7 +314,7 @@ def measure_flops(precision: str = "float32") -> tuple[float, list[str]]:
     if busy > _MAX_BUSY_PERCENT:
         warnings.append(
             f"other programs use {busy:.0f} % of this machine's processor: the measured FLOP/s are "
-            "too low; pass --flops or try again later"
+            "too low and the times too long; try again later"
         )
     return products * 2 * _MATRIX_SIZE**3 / elapsed, warnings
 
@@ -349,6 +346,12 @@ def bound_image_size() -> tuple[int, int] | None:
         source = config.bound("mixture.sources")[0]
     size = config.bound(f"{source.selector}.image_size")
     return (size, size) if isinstance(size, int) else size
+
+
+@gin.configurable
+def source_image_size(*, source: Source) -> tuple[int, int]:
+    """(H, W) of the images of a data set, which is opened."""
+    return tuple(source.image_size)
 
 
 def format_plan(plan: dict) -> str:

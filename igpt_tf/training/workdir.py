@@ -3,9 +3,9 @@
 import ast
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
+from collections.abc import Collection
 
 import msgspec
 import tensorflow as tf
@@ -80,7 +80,11 @@ class Workdir:
         try:
             for folder in ("checkpoints", "summaries", "samples"):
                 os.makedirs(self.file(folder), exist_ok=True)
-            self._lock = open(self.file(".lock"), "w")
+            self._lock = files.lock(self.file(".lock"))
+        except BlockingIOError:
+            raise InputError(
+                f"another process is training in this workdir; choose another. Received: {path}"
+            ) from None
         except OSError as error:
             raise InputError(f"the workdir cannot be written ({error}). Received: {path}") from None
         export = self.file("export")  # checked now, because it is written at the very end
@@ -89,13 +93,6 @@ class Workdir:
                 "a file is where the folder of the SavedModels belongs; move it away and start "
                 f"again. Received: {export}"
             )
-        try:
-            # The kernel releases the lock when the process ends, so no lock is ever stale.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another process is training in this workdir; choose another. Received: {path}"
-            ) from None
 
     def file(self, *names: str) -> str:
         """Path of a file that this worker writes."""
@@ -306,7 +303,7 @@ def refuse_other_run(
         is_longer = _is_longer(before, now)
         has_work = has_work or is_longer or before.get(_EXPORT) != now.get(_EXPORT)
         changeable = {_EXPORT} if is_finished and not is_longer else _CHANGEABLE
-        difference = _first_difference(
+        difference = first_difference(
             before,
             now,
             changeable=changeable | ({_LENGTH} if is_longer else set()),
@@ -401,10 +398,18 @@ def _read_configuration(path: str) -> dict[str, str] | None:
     return bindings
 
 
-def _first_difference(
-    before: dict, now: dict, *, changeable: set[str], folder_before: str
+def first_difference(
+    before: dict, now: dict, *, changeable: Collection[str] = (), folder_before: str
 ) -> str | None:
-    for name in sorted((before.keys() | now.keys()) - changeable):
+    """Describes the first binding that differs, such as "train.seed = 1 where it was 0".
+
+    Args:
+        before: Bindings of a run, from `config.parse_bindings`.
+        now: Bindings that are compared with them.
+        changeable: Names that are not compared.
+        folder_before: Folder where relative paths of `before` begin.
+    """
+    for name in sorted((before.keys() | now.keys()) - set(changeable)):
         values = before.get(name, "(unset)"), now.get(name, "(unset)")
         if values[0] != values[1] and not _is_same_path(*values, folder_before):
             return f"{name} = {values[1]} where it was {values[0]}"
@@ -417,7 +422,10 @@ def _is_same_path(before: str, now: str, folder_before: str) -> bool:
         before, now = ast.literal_eval(before), ast.literal_eval(now)
     except (ValueError, SyntaxError):  # references and macros
         return False
-    if not (isinstance(before, str) and isinstance(now, str) and os.path.exists(now)):
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
+    now = os.path.expanduser(now)
+    if not os.path.exists(now):
         return False
     return os.path.realpath(os.path.join(folder_before, before)) == os.path.realpath(now)
 

@@ -122,6 +122,17 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_left_alone(source, folder, tm
     assert sorted(os.listdir(other)) == sorted(os.listdir(folder))
 
 
+def test_two_processes_do_not_write_the_same_shards(source, tmp_path):
+    def again(plan):
+        yield plan[0]
+        with pytest.raises(InputError, match="another process is writing these shards"):
+            write_shards(source, str(tmp_path), images_per_shard=32)
+        yield from plan[1:]
+
+    write_shards(source, str(tmp_path), images_per_shard=32, watch=again)
+    assert len(tfrecords(directory=str(tmp_path)).train) == len(source.train)
+
+
 def test_finished_shards_are_left_alone_and_never_mixed_with_others(source, folder):
     before = os.stat(os.path.join(folder, INDEX)).st_mtime_ns
     write_shards(source, folder, images_per_shard=32)

@@ -1,8 +1,12 @@
 """Features: computed once for a model and its images, complete, independent of the batch size."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,7 +123,34 @@ def test_interrupted_pass_is_repeated(examples, tmp_path):
         )
     [cached] = cached_features([encoder], examples, str(tmp_path), batch_size=16)
     np.testing.assert_array_equal(cached.open(0), examples.images.reshape(50, -1))
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(os.listdir(tmp_path)) == 2  # with the lock
+
+
+def test_two_programs_with_one_cache_compute_it_once(examples, tmp_path):
+    pixels, calls = _counting(features.raw_pixels_encoder())
+    started, waits = threading.Event(), threading.Event()
+
+    def encode(images):
+        started.set()
+        assert waits.wait(60)
+        return pixels.encode(images)
+
+    def compute(encoder):
+        [cached] = cached_features([encoder], examples, str(tmp_path / "features"), batch_size=16)
+        return np.array(cached.open(0))
+
+    class Stderr(io.StringIO):
+        def write(self, text):
+            if "waiting for another program" in text:
+                waits.set()
+            return len(text)
+
+    with ThreadPoolExecutor() as threads, contextlib.redirect_stderr(Stderr()):
+        first = threads.submit(compute, dataclasses.replace(pixels, encode=encode))
+        assert started.wait(60)
+        second = threads.submit(compute, pixels)
+        np.testing.assert_array_equal(first.result(), second.result())
+    assert sum(calls) == 4 * 16  # 50 images, once
 
 
 def test_palette_counts_ignore_positions(model, examples):

@@ -2,7 +2,12 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from igpt_tf.errors import InputError
@@ -48,9 +53,14 @@ def test_parameters_follow_the_formula_of_the_paper():
         ({"models": {}}, "the grid is empty"),
         ({"objectives": []}, "the grid is empty"),
         ({"batch_size": 10_000_000}, "a budget must be at least one step"),
+        ({"tokens_per_parameter": [5, 5]}, "twice in the grid.*autoregressive_a_5_seed0"),
+        ({"seeds": (0, 0)}, "twice in the grid"),
+        ({"objectives": ["maskd"]}, "did you mean gin/objectives/masked.gin"),
+        ({"seeds": {"c": (1,)}}, "there are a, b. Received: 'c'"),
+        ({"models": {"a/b": (1, 8, 1)}}, "leave out the separators"),
     ],
 )
-def test_an_empty_grid_and_a_budget_below_one_step_are_refused(change, message):
+def test_a_wrong_grid_and_a_budget_below_one_step_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         study.grid_cells(**{**GRID, **change})
 
@@ -91,11 +101,7 @@ def test_figures_name_an_objective_of_the_users_own():
 
 
 def test_a_study_of_two_cells_pretrains_probes_and_writes_its_table(tmp_path):
-    bindings = [
-        "build_model.vocabulary_size=17",
-        "build_optimizer.warmup_steps=2",
-        "intervals.evaluate_every=5",
-    ]
+    bindings = ["build_optimizer.warmup_steps=2", "intervals.evaluate_every=5"]
     parameters = {
         "gin_files": "['gin/base.gin', 'gin/datasets/digits.gin', 'gin/optimization/short.gin']",
         "bindings": repr(bindings),
@@ -126,6 +132,46 @@ def test_a_study_of_two_cells_pretrains_probes_and_writes_its_table(tmp_path):
 
     assert "python -m igpt_tf.main" not in programs.done(*command)  # finished cells are kept
 
-    changed = (tmp_path / "digits.gin").read_text().replace("0.05", "0.06")
-    (tmp_path / "digits.gin").write_text(changed)
-    assert "belongs to another configuration" in programs.refused(*command)
+    text = (tmp_path / "digits.gin").read_text()
+    for changed in (
+        text.replace("0.05", "0.06"),
+        text.replace("warmup_steps=2", "warmup_steps=3"),
+        text.replace("(8, 8)", "(8, 9)"),
+    ):
+        (tmp_path / "digits.gin").write_text(changed)
+        assert "belongs to another configuration" in programs.refused(*command)
+
+
+def test_images_of_another_size_than_the_grids_are_refused(tmp_path):
+    cell = study.grid_cells(**GRID)[0]
+    folder = tmp_path / "cells" / cell.name
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"parameters": cell.parameters + 16}))
+    with pytest.raises(InputError, match="another size than study.image_size"):
+        study._read_cell(cell, str(tmp_path))
+
+
+def test_sigterm_ends_the_cells_too_and_the_same_command_continues(tmp_path):
+    text = """
+study.gin_files = ['gin/base.gin', 'gin/datasets/digits.gin', 'gin/optimization/short.gin']
+study.bindings = ['intervals.checkpoint_every=5', 'build_optimizer.warmup_steps=2']
+study.image_size = (8, 8)
+study.vocabulary_size = 17
+study.models = {'a': (1, 8, 1)}
+study.tokens_per_parameter = [20000]
+study.objectives = ['autoregressive']
+study.batch_size = 16
+study.learning_rate_times_width = 0.05
+"""
+    (tmp_path / "long.gin").write_text(text)
+    command = [sys.executable, "-m", "tools.study", f"--gin_file={tmp_path / 'long.gin'}"]
+    process = subprocess.Popen([*command, f"--workdir={tmp_path}"], stdout=subprocess.DEVNULL)
+    checkpoints = tmp_path / "cells" / "autoregressive_a_20000_seed0" / "checkpoints"
+    while not (found := list(checkpoints.glob("ckpt-*.index"))):
+        assert process.poll() is None
+        time.sleep(0.2)
+    [cell] = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert not cell.is_running()
+    assert sorted(checkpoints.glob("ckpt-*.index")) != found  # the state of its last step

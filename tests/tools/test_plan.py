@@ -63,7 +63,8 @@ def test_an_image_size_that_only_absent_data_know_is_asked_for(tmp_path):
             ["--memory_gb=80,40", "--shards=8"],
             "one number per --memory_gb",
         ),
-        ("gin/runs/digits_tiny_ar.gin", ["--memory_gb=80", "--shards=eight"], "takes numbers"),
+        ("gin/runs/digits_tiny_ar.gin", ["--memory_gb=80GB"], "takes numbers"),
+        ("gin/runs/digits_tiny_ar.gin", ["--memory_gb=80", "--shards=1.5"], "takes whole numbers"),
         ("gin/runs/digits_tiny_ar.gin", ["--compile_for=h1000"], "unknown target"),
         ("gin/runs/digits_tiny_ar.gin", ["--compile_for=h100", "--replicas=2"], "one device"),
     ],
@@ -72,6 +73,13 @@ def test_wrong_flags_are_rejected_in_one_line(gin_file, flags, message):
     ended = _run(f"--gin_file={gin_file}", *flags)
     assert ended.returncode == 2 and message in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_batch_that_does_not_divide_is_no_question_of_the_image_size():
+    ended = _run(
+        "--gin_file=gin/runs/digits_tiny_ar.gin", "--memory_gb=1", "--flops=1e12", "--replicas=3"
+    )
+    assert ended.returncode == 2 and ended.stderr.startswith("error: the batch size must divide")
 
 
 DIGITS = ["--gin_file=gin/runs/digits_tiny_ar.gin", "--image_size=8"]

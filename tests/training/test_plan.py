@@ -201,7 +201,9 @@ def test_the_measured_speed_is_plausible():
     assert 1e8 < planning.measure_flops()[0] < 1e16
 
 
-@pytest.mark.parametrize("wrong", [{"memory": 0}, {"flops": -1}, {"utilisation": 40}])
+@pytest.mark.parametrize(
+    "wrong", [{"memory": 0}, {"memory": math.inf}, {"flops": -1}, {"utilisation": 40}]
+)
 def test_impossible_devices_are_rejected(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         planning.Devices(**{"memory": 1e9, "flops": 1e12, **wrong})
