@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import os
 
 import numpy as np
 import tensorflow as tf
 
+from igpt_tf import files
 from igpt_tf.errors import InputError
 from igpt_tf.model import ImageGPT
 from igpt_tf.objectives import objective_of_model
@@ -76,7 +78,7 @@ def load(path: str) -> Pretrained:
 
     Args:
         path: Folder of the SavedModel, a folder of numbered versions such as `export/`, or the
-            name of a model that comes with the package, such as "digits".
+            name of a model that comes with the package, such as "digits". `~` is expanded.
 
     Raises:
         InputError: The folder does not hold such a model, or it is damaged.
@@ -88,7 +90,7 @@ def load(path: str) -> Pretrained:
         >>> len(pretrained.palette)
         8
     """
-    return Pretrained(*load_model(path))
+    return Pretrained(*load_model(files.local_path(os.fspath(path), "path")))
 
 
 def sample(pretrained: Pretrained, num_images: int, **params) -> np.ndarray:

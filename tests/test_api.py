@@ -1,6 +1,7 @@
 """The Python API: its examples run, its results are those of the model, and its import is lazy."""
 
 import doctest
+import os
 import subprocess
 import sys
 
@@ -105,6 +106,13 @@ def test_a_model_of_the_other_objective_is_refused(pretrained, masked):
         igpt_tf.inpaint(pretrained, images, np.ones((1, 4, 4), bool))
     with pytest.raises(InputError, match="cannot sample"):
         igpt_tf.sample(masked, 1)
+
+
+def test_home_folders_are_expanded_and_addresses_of_buckets_refused(path, monkeypatch):
+    monkeypatch.setenv("HOME", os.path.dirname(path))
+    assert igpt_tf.load("~/1").metadata["step"] == 1
+    with pytest.raises(InputError, match="only local files.*path=gs://bucket/export"):
+        igpt_tf.load("gs://bucket/export")
 
 
 def test_importing_the_package_does_not_import_tensorflow():

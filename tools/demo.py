@@ -4,6 +4,7 @@ python -m tools.demo [--workdir=runs/digits] [--gin_param='train.num_steps=...']
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,15 +38,15 @@ def main() -> None:
     print(
         f"\nplot of the probe  {os.path.join(workdir, 'linear_probe', 'linear_probe.png')}\n"
         f"samples            {os.path.join(workdir, 'sample', 'samples.png')}\n"
-        f"TensorBoard        tensorboard --logdir={workdir}\n"
-        f"report             python -m igpt_tf report --workdir={workdir}\n"
-        f"web page           python -m igpt_tf playground --saved_model={export}"
+        f"TensorBoard        {shlex.join(['tensorboard', f'--logdir={workdir}'])}\n"
+        f"report             {_command('report', f'--workdir={workdir}')}\n"
+        f"web page           {_command('playground', f'--saved_model={export}')}"
     )
 
 
 def run(command: str, *arguments: str) -> None:
     """Runs a program to its end; exits with its exit code if that is not 0."""
-    print(f"\n== python -m igpt_tf {command} {' '.join(arguments)}", flush=True)
+    print(f"\n== {_command(command, *arguments)}", flush=True)
     child = subprocess.Popen([sys.executable, "-m", "igpt_tf", command, *arguments])
     # Ctrl-C reaches the child too, which saves its state first; SIGTERM is passed on to it.
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -55,6 +56,11 @@ def run(command: str, *arguments: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if code:
         sys.exit(code if code > 0 else 128 - code)
+
+
+def _command(command: str, *arguments: str) -> str:
+    """A command line that a shell can run."""
+    return shlex.join(["python", "-m", "igpt_tf", command, *arguments])
 
 
 def _losses(workdir: str) -> str:

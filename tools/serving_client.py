@@ -11,6 +11,7 @@ docs/serving.md explains how to start a server. gRPC needs
 from absl import flags
 
 from igpt_tf import cli, files, runtime
+from igpt_tf.errors import InputError
 from igpt_tf.sampling.params import SamplingParams
 from igpt_tf.serving.client import Client
 from igpt_tf.serving.file_requests import REQUESTS
@@ -34,13 +35,14 @@ flags.DEFINE_string("num_given", "0.5", "complete: share of the image, or number
 flags.DEFINE_string("known", None, "inpaint: an image file; bright pixels are kept.")
 flags.DEFINE_integer("num_rounds", 8, "inpaint: number of forward passes.")
 
-_ARGUMENTS = {
+_PARAMS = ("seed", "temperature", "top_k", "top_p")
+_FLAGS = {  # of each request
     "features": ("images",),
     "classify": ("images",),
     "score": ("images",),
-    "sample": ("num_images", "params"),
-    "complete": ("images", "num_given", "params"),
-    "inpaint": ("images", "known", "num_rounds", "params"),
+    "sample": ("num_images", *_PARAMS),
+    "complete": ("images", "num_given", *_PARAMS),
+    "inpaint": ("images", "known", "num_rounds", *_PARAMS),
 }
 
 
@@ -50,12 +52,20 @@ def main() -> None:
     flag = flags.FLAGS
     if flag.ask == "inpaint":
         cli.require_flags("known")
-    values = flag.flag_values_dict()
-    names = ("seed", "temperature", "top_k", "top_p")
-    values["params"] = SamplingParams(**{name: values[name] for name in names})
+    if flag.ask == "inpaint":
+        cli.require_flags("known")
+    arguments = {name: flag[name].value for name in _FLAGS[flag.ask]}
+    for name in sorted(set().union(*_FLAGS.values()) - arguments.keys()):
+        if flag[name].present:
+            raise InputError(
+                f"--ask={flag.ask} does not use --{name}; leave it out, or ask for something else. "
+                f"Received: {name}={flag[name].value}"
+            )
+    if "seed" in arguments:
+        params = {name: arguments.pop(name) for name in _PARAMS}
+        arguments["params"] = SamplingParams(**params)
     workdir = files.make_workdir(flag.workdir)
     client = Client(_transport(), flag.batch_size)
-    arguments = {name: values[name] for name in _ARGUMENTS[flag.ask]}
     report = REQUESTS[flag.ask](client, workdir, **arguments)
     print(report.summary)
     report.check(workdir)

@@ -1,6 +1,8 @@
 """Export of a SavedModel as a Hugging Face ImageGPT folder with a model card. Needs no torch."""
 
 import os
+import re
+import shlex
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -79,12 +81,14 @@ def export_huggingface(*, saved_model: str, workdir: str, license: str = "unknow
     files.make_workdir(workdir)
     model, palette, metadata = load_model(saved_model)
     write_huggingface(model, palette, workdir)
-    name = os.path.basename(os.path.abspath(workdir))
+    # Hugging Face's names of repositories have these characters only.
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", os.path.basename(os.path.abspath(workdir))).strip("-.")
+    name = name or "igpt"
     card = model_card(model, palette, metadata, name, license)
     files.write_text(os.path.join(workdir, MODEL_CARD_FILE), card)
     return (
         f"ImageGPTForCausalImageModeling, {model.count_params():,} parameters: {workdir}\n"
-        f"Upload it with: hf upload USER/{name} {workdir}"
+        f"Upload it with: {shlex.join(['hf', 'upload', f'USER/{name}', workdir])}"
     )
 
 

@@ -177,11 +177,15 @@ def load_images(paths: Sequence[str], image_size: tuple[int, int], **options) ->
         uint8[N,H,W,3].
 
     Raises:
-        InputError: Names the first file that cannot be read, with the reason.
+        InputError: Names the first file that cannot be read, with the reason. Or `image_size` is
+            wrong, or `paths` is a single path.
 
     Example:
         images = load_images(["a.png", "b.jpg"], (32, 32))
     """
+    image_size = size_pair(image_size)
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise InputError(f"paths is a list of files; put this one into a list. Received: {paths=}")
     images = np.empty((len(paths), *image_size, 3), "uint8")
     if not len(paths):
         return images

@@ -111,7 +111,10 @@ def image_folder(
     train, valid = found["train"], found.get("valid")
     if valid is None:
         train, valid = heldout_split(train, heldout, seed)
-    source = Source(train.with_crop(crop), valid, found.get("test"), class_names)
+    names = None  # as text that JSON can hold
+    if class_names is not None:
+        names = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in class_names)
+    source = Source(train.with_crop(crop), valid, found.get("test"), names)
     _print_account(directory, listing.images, source, left_out)
     if small_images == "enlarge" and small:
         print(f"{len(small):,} images are smaller than image_size and are enlarged")

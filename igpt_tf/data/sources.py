@@ -129,8 +129,8 @@ def heldout_split(examples: Examples, heldout: float, seed: int) -> tuple[Exampl
     num_heldout = math.ceil(round(size * heldout, 6))
     if not 0 < heldout < 1 or num_heldout >= size:
         raise InputError(
-            "the held-out fraction must be between 0 and 1 and leave images in both splits. "
-            f"Received: heldout={heldout}, images={size}"
+            "the held-out fraction must be between 0 and 1 and leave images in both splits; change "
+            f"it, or use more images. Received: heldout={heldout}, images={size}"
         )
     # RandomState, whose stream NumPy has frozen: the split is the same in later versions.
     order = np.random.RandomState(seed).permutation(size)

@@ -17,7 +17,7 @@ from igpt_tf.evaluation.splits import resolve_source
 from igpt_tf.image_grid import grid, hide_unknown, known_pixels, write_animation, write_png
 from igpt_tf.sampling.decoding import peak_bytes
 from igpt_tf.sampling.params import PLAIN_SAMPLING, SamplingParams, check_limits, parse_num_given
-from igpt_tf.sampling.sampler import Sampler, run_in_branches
+from igpt_tf.sampling.sampler import NUM_ROUNDS, Sampler, run_in_branches
 from igpt_tf.savedmodel.load import SavedModel, load_model
 
 _MAX_FRAMES = 128
@@ -37,7 +37,7 @@ def sample(
     source: Source | None = None,
     num_given: str | None = None,
     known: str | None = None,
-    num_rounds: int = 8,
+    num_rounds: int | None = None,
     completions: int | None = None,
     batch_size: int | None = None,
     animate: bool = False,
@@ -60,7 +60,7 @@ def sample(
         num_given: Share of the rows to keep, e.g. "0.5" (the default), or number of rows.
         known: An image file whose bright pixels are kept and whose dark pixels are filled, for
             masked models, instead of `num_given`.
-        num_rounds: Rounds of in-painting with `known`; more are slower and better.
+        num_rounds: Rounds of in-painting with `known`, 8 if None; more are slower and better.
         completions: Completions per image; None for 4.
         batch_size: Images at a time; None for 16, or fewer if the memory is short.
         animate: Also write an animation of the images being generated in raster order: a GIF, or
@@ -79,6 +79,11 @@ def sample(
     """
     config.refuse_unread_bindings()
     _check_positive(num_images=num_images, completions=completions, batch_size=batch_size)
+    if num_rounds is not None and known is None:
+        raise InputError(
+            "num_rounds is for in-painting with a mask; pass --known too, or leave it out (with "
+            f"--num_given a masked model takes {NUM_ROUNDS} rounds). Received: {num_rounds=}"
+        )
     files.make_workdir(workdir)
     model = SavedModel(saved_model)
     if animate and (known or model.metadata["completion"] != "raster order"):
@@ -99,7 +104,8 @@ def sample(
             f"both. Received: {num_given=}, {known=}"
         )
     else:
-        text = gallery.write_inpaintings(originals, completions, known, num_rounds)
+        rounds = NUM_ROUNDS if num_rounds is None else num_rounds
+        text = gallery.write_inpaintings(originals, completions, known, rounds)
     return text + note
 
 

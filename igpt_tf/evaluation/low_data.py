@@ -87,6 +87,11 @@ def low_data(
     splits = labelled_splits(source, num_train, seed)
     if labels_per_class is None:
         labels_per_class = _default_labels_per_class(splits.train.labels, splits.num_classes)
+    if not labels_per_class:
+        raise InputError(
+            "labels_per_class must be at least one number, such as [4, 25]. "
+            f"Received: low_data.labels_per_class={labels_per_class}"
+        )
     labels_per_class = check_labels_per_class(
         labels_per_class, splits.train.labels, splits.num_classes
     )
@@ -128,7 +133,7 @@ def format_report(report: dict) -> str:
             key.replace("_", " "),
             row["layer"] if key == "pretrained_network" else "",
             percent(row[f"{split}_accuracy"]),
-            f"{100 * row[f'{split}_deviation']:.1f} %",
+            f"{100 * row[f'{split}_deviation']:.1f} %" if report["num_subsets"] > 1 else "",
             interval_text(row[f"{split}_interval"]),
         ]
         for pair in zip(*(report[key] for key in _ENCODERS), strict=True)

@@ -103,8 +103,9 @@ def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: 
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
         figure.colorbar(image, ax=axes, label="share of the images of a label (%)", fraction=0.046)
         if len(counts) <= _MAX_NAMED_CLASSES:
-            axes.set_xticks(range(len(counts)), class_names, rotation=45, ha="right")
-            axes.set_yticks(range(len(counts)), class_names)
+            names = [in_font(name) for name in class_names]
+            axes.set_xticks(range(len(counts)), names, rotation=45, ha="right")
+            axes.set_yticks(range(len(counts)), names)
             for (row, column), share in np.ndenumerate(shares):
                 if counts[row, column]:
                     colour = "white" if share > 50 else "black"
@@ -113,7 +114,7 @@ def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: 
                     )
         axes.set_xlabel("predicted")
         axes.set_ylabel("label")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(in_font(title), fontsize=10)
 
 
 def surprise_map(path: str, surprise: np.ndarray, title: str) -> None:
@@ -123,13 +124,25 @@ def surprise_map(path: str, surprise: np.ndarray, title: str) -> None:
         figure.colorbar(image, ax=axes, label="surprise (nats)", fraction=0.046)
         axes.set_xlabel("column")
         axes.set_ylabel("row")
-        axes.set_title(title, fontsize=9, wrap=True)
+        axes.set_title(in_font(title), fontsize=9, wrap=True)
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
 
 
 def _set_title(axes, report: dict, what: str) -> None:
-    axes.set_title(f"{run_name(report)}\n{what}", fontsize=10)
+    axes.set_title(f"{in_font(run_name(report))}\n{in_font(what)}", fontsize=10)
+
+
+def in_font(text: str) -> str:
+    r"""Text for figures: escapes such as "\u72ac" replace characters that the font lacks.
+
+    Dollar signs, which would start formulas, are escaped too.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    shown = [c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in text]
+    return "".join(shown).replace("$", r"\$")
 
 
 @contextlib.contextmanager

@@ -44,9 +44,9 @@ def evaluate(
 
     Returns:
         The content of `evaluate.json`. "nats_per_token" is the mean over images and
-        "standard_error" that of this mean. "score" is "likelihood", or "pseudo-likelihood" for
-        masked models, which differs from their training loss per hidden token: every
-        pixel is predicted once, from the pixels outside its fold.
+        "standard_error" that of this mean, None for one image. "score" is "likelihood", or
+        "pseudo-likelihood" for masked models, which differs from their training loss per hidden
+        token: every pixel is predicted once, from the pixels outside its fold.
 
     Raises:
         InputError: The model has no signature `score`, or the data do not fit it.
@@ -89,7 +89,7 @@ def format_report(report: dict) -> str:
         _data_name(report),
         f"{report['num_images']:,}",
         f"{report['nats_per_token']:.4f}",
-        f"{report['standard_error']:.4f}",
+        "" if report["standard_error"] is None else f"{report['standard_error']:.4f}",
     ]
     text = table(["data", "images", _score_name(report), "standard error"], [row])
     if report["score"] == "pseudo-likelihood":
@@ -127,10 +127,10 @@ def score(
             nats.extend(scores["nats_per_token"].tolist())
             surprise = surprise + scores["surprise"].sum(axis=0, dtype="float64")
             progress.update(len(images))
-    deviation = np.std(nats, ddof=1) if len(nats) > 1 else 0.0
+    error = float(np.std(nats, ddof=1) / np.sqrt(len(nats))) if len(nats) > 1 else None
     numbers = {
         "nats_per_token": float(np.mean(nats)),
-        "standard_error": float(deviation / np.sqrt(len(nats))),
+        "standard_error": error,
         "num_images": len(nats),
     }
     return numbers, surprise / len(nats)

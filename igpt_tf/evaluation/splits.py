@@ -95,7 +95,13 @@ def _training_source(model: SavedModel, tool: str) -> Source:
             "this SavedModel does not name the data set it was trained on; pass one, e.g. "
             f"{example}. Received: saved_model={model.path}"
         )
-    return source_from_description(description)
+    try:
+        return source_from_description(description)
+    except InputError as error:
+        raise InputError(
+            "the data set that the model was trained on cannot be opened; its relative paths begin "
+            f"in the folder where the run was started, and {example} takes another: {error}"
+        ) from None
 
 
 def labelled_splits(

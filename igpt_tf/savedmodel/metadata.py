@@ -181,8 +181,9 @@ def find(path: str) -> str:
         if name.isdecimal() and os.path.isfile(os.path.join(path, name, GRAPH))
     ]
     if not versions:
+        hint = "; that of a run is its folder export/" if "export" in names else ""
         raise InputError(
-            "the folder holds no SavedModel, neither itself nor in numbered folders. "
+            f"the folder holds no SavedModel, neither itself nor in numbered folders{hint}. "
             f"Received: path={path}"
         )
     return os.path.join(path, max(versions, key=int))

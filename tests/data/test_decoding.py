@@ -366,6 +366,10 @@ def test_missing_files_folders_and_too_large_files_are_named(tmp_path, monkeypat
         load_images([tmp_path / "nowhere.png"], (8, 8))
     with pytest.raises(InputError, match="cannot be read.*directory"):
         load_images([tmp_path], (8, 8))
+    with pytest.raises(InputError, match=r"paths is a list.*paths='a\.png'"):
+        load_images("a.png", (8, 8))
+    with pytest.raises(InputError, match=r"image_size=\(0, 8\)"):
+        load_images([tmp_path / "a.png"], (0, 8))
     decoding._decoder.cache_clear()
     monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 50)
     (tmp_path / "a.png").write_bytes(stored(smooth(), "PNG"))

@@ -234,6 +234,21 @@ def test_names_that_are_not_utf_8_are_read(tmp_path, capsys):
     assert "4 used" in capsys.readouterr().out
 
 
+def test_class_names_that_are_not_utf_8_can_be_stored(tmp_path):
+    for name in (b"caf\xe9", "thé".encode()):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        for number in range(2):
+            with open(folder + b"/%d.png" % number, "wb") as file:
+                Image.new("RGB", (8, 8)).save(file, "PNG")
+    source = image_folder(directory=str(tmp_path), image_size=8, heldout=0.3)
+    assert source.class_names == (r"caf\xe9", "thé")
+    assert np.bincount(np.concatenate([source.train.labels, source.valid.labels])).tolist() == [
+        2,
+        2,
+    ]
+
+
 def test_a_folder_that_may_not_be_read_is_named(labelled, monkeypatch):
     scan = os.scandir
 

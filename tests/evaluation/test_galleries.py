@@ -132,6 +132,7 @@ def test_masked_model_inpaints_the_dark_pixels_of_a_mask(masked_model, tmp_path)
         ({}, "cannot sample whole images"),
         ({"num_given": "0.5", "animate": True}, "raster order"),
         ({"num_given": "0.5", "known": "mask.png"}, "not both"),
+        ({"num_given": "0.5", "num_rounds": 3}, "pass --known too"),
     ],
 )
 def test_masked_model_refuses_what_only_raster_order_can_do(

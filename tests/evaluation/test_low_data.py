@@ -56,7 +56,16 @@ def test_training_images_are_chosen_per_class():
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [(None, "evaluate.source="), ({"name": "mine"}, "import MODULE")]
+    ("data", "message"),
+    [
+        (None, "evaluate.source="),
+        ({"name": "mine"}, "import MODULE"),
+        # As a tool finds it that is started in another folder than the run.
+        (
+            {"name": "npz", "arguments": {"path": "data/mine.npz"}},
+            "in the folder where the run was started.*evaluate.source=.*path='data/mine.npz'",
+        ),
+    ],
 )
 def test_unknown_training_data_are_refused_with_the_binding_to_pass(data, message):
     model = SimpleNamespace(metadata={"data": data}, path="model", image_size=(8, 8))

@@ -36,6 +36,12 @@ def test_untrained_model_scores_as_a_uniform_distribution(model, tmp_path, monke
     assert "digits, held-out" in title
 
 
+def test_one_image_has_no_standard_error(model, tmp_path):
+    report = scores.evaluate(saved_model=model.path, workdir=str(tmp_path), num_images=1)
+    assert report["standard_error"] is None
+    assert scores.format_report(report).splitlines()[-1].split()[-1] == "2.8332"
+
+
 def test_pseudo_likelihood_of_masked_models_is_named(tmp_path):
     model = write_tiny(tmp_path / "export" / "0", causal=False, num_layers=1)
     report = scores.evaluate(saved_model=model, workdir=str(tmp_path), num_images=10)

@@ -122,6 +122,8 @@ def test_folders_without_a_savedmodel_of_this_package_are_refused(copy, tmp_path
     _refused(tmp_path / "nowhere", "does not exist")
     (tmp_path / "empty").mkdir()
     _refused(tmp_path / "empty", "holds no SavedModel")
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    _refused(tmp_path / "run", "that of a run is its folder export/")
     os.remove(copy / "assets" / "metadata.json")
     _refused(copy, "not written by igpt_tf")
 

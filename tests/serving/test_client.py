@@ -355,6 +355,17 @@ def test_the_program_ends_with_2_and_one_line_for_a_mistake(arguments, tmp_path)
     assert "\x1b" not in programs.refused_at_once("tools.serving_client", *arguments, workdir)
 
 
+@pytest.mark.parametrize(
+    ("ask", "flag"),
+    [("complete", "known=mask.png"), ("sample", "images=x.png"), ("features", "top_p=0.9")],
+)
+def test_a_flag_that_the_request_does_not_use_is_refused(ask, flag, tmp_path):
+    ended = _run(f"--ask={ask}", f"--{flag}", f"--workdir={tmp_path}")
+    name = flag.partition("=")[0]
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: --ask={ask} does not use --{name};")
+
+
 def test_rest_does_not_import_tensorflow_unless_images_are_decoded(served, tmp_path, images):
     """Samples over REST, in a process in which TensorFlow cannot be imported."""
     script = (
@@ -364,8 +375,8 @@ def test_rest_does_not_import_tensorflow_unless_images_are_decoded(served, tmp_p
     )
     paths = ",".join(_write_images(tmp_path, images))
     with standin.rest(served) as address:
-        for ask in ("--ask=sample", "--ask=features"):
-            command = [sys.executable, "-c", script, ask, f"--images={paths}"]
+        for ask in (["--ask=sample"], ["--ask=features", f"--images={paths}"]):
+            command = [sys.executable, "-c", script, *ask]
             command += [f"--server={address}", f"--workdir={tmp_path}"]
             ended = subprocess.run(command, capture_output=True, text=True)
             assert ended.returncode == 0, ended.stderr

@@ -1,6 +1,7 @@
 """The tools as programs: defaults, files, and one line for wrong input."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,16 @@ def test_unread_bindings_and_folders_without_a_model_are_refused(saved_model, tm
     unread = "--gin_param=digits.heldout=0.3"
     assert "digits.heldout" in _refused("sample", f"--saved_model={saved_model}", common, unread)
     assert "does not exist" in _refused("sample", f"--saved_model={tmp_path / 'no'}", common)
+
+
+def test_commands_that_programs_print_run_in_a_shell_whatever_the_names(saved_model, tmp_path):
+    folder = tmp_path / "my model (1)"
+    printed = _done("export_huggingface", f"--saved_model={saved_model}", f"--workdir={folder}")
+    command = printed.splitlines()[-1].removeprefix("Upload it with: ")
+    assert shlex.split(command) == ["hf", "upload", "USER/my-model-1", str(folder)]
+    ended = programs.run("tools.demo", f"--workdir={folder}", "--gin_file=no such.gin")
+    [shown] = [line for line in ended.stdout.splitlines() if line.startswith("== ")]
+    assert f"--workdir={folder}" in shlex.split(shown)
 
 
 def test_demo_exits_with_the_code_of_the_step_that_failed(tmp_path):

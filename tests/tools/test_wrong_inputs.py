@@ -90,6 +90,10 @@ def test_more_labels_than_a_class_has_are_refused(folder, k):
     assert f"labels_per_class={k}" in line
 
 
+def test_an_empty_list_of_labels_per_class_is_refused(folder):
+    assert "at least one" in in_process(folder, "low_data", "two", labels_per_class=[])
+
+
 @pytest.mark.parametrize("size", [0, 2.5])
 def test_batch_size_must_be_a_positive_integer(folder, size):
     assert f"batch_size={size}" in in_process(folder, "linear_probe", "two", batch_size=size)
