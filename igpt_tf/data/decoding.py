@@ -399,8 +399,8 @@ def _size_checks(size, image_size, enlarge) -> list:
             [
                 "an image of ",
                 shown,
-                " pixels is smaller than image_size {}x{}; choose a smaller image_size or "
-                "remove the image".format(*image_size),
+                " pixels is smaller than image_size {}x{}; replace or remove it, or train with a "
+                "smaller image_size".format(*image_size),
             ]
         )
         checks.append(tf.Assert(tf.reduce_all(size >= tf.constant(image_size)), [small]))
