@@ -43,7 +43,7 @@ SHORT = (
 STEPS = (
     "finetune.learning_rates = [0.02, 0.005]",
     "finetune.search_steps = 100",
-    "finetune.num_steps = 500",
+    "finetune.num_steps = 300",
     "intervals.evaluate_every = 50",
     "intervals.checkpoint_every = 50",
 )
@@ -97,7 +97,7 @@ def test_fine_tuning_beats_chance_and_continues_the_best_rate(tuned):
     assert result["learning_rate"] == best["learning_rate"] and len(result["search"]) == 2
     lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
     valid = [line for line in lines if line["split"] == "valid"]
-    assert [line["step"] for line in valid] == list(range(50, 550, 50))
+    assert [line["step"] for line in valid] == list(range(50, 350, 50))
     assert result["step"] == max(valid, key=lambda line: line["accuracy"])["step"]
     assert {"loss", "images_per_second"} <= lines[0].keys() or lines[0]["split"] == "valid"
 
@@ -173,7 +173,7 @@ def test_finished_run_is_left_alone(saved_model, tuned, capsys):
 def test_interrupted_run_ends_with_the_same_weights(
     saved_model, tuned, tmp_path, monkeypatch, fatal
 ):
-    # Evaluations 1 and 2 belong to the first trial, 3 and 4 to the second, 5 to 12 to the run.
+    # Evaluations 1 and 2 belong to the first trial, 3 and 4 to the second, 5 to 10 to the run.
     calls, score = [], Scorer.score
 
     def dying(self, batches):
@@ -187,7 +187,7 @@ def test_interrupted_run_ends_with_the_same_weights(
         run(saved_model, tmp_path, *STEPS)
     gc.collect()  # releases the lock, as the end of the process would
     assert run(saved_model, tmp_path, *STEPS) == json.loads((tuned / "result.json").read_text())
-    one, two = (weights_of(workdir, 500) for workdir in (tuned, tmp_path))
+    one, two = (weights_of(workdir, 300) for workdir in (tuned, tmp_path))
     assert one.keys() == two.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
