@@ -77,6 +77,9 @@ def test_weight_decay_applies_to_matrices_only():
     assert {v.name for v in variables if len(v.shape) == 1} == {"scale", "sos"}
 
 
-def test_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(InputError, match="warmup_steps=100"):
-        schedule(num_steps=100, warmup_steps=100)
+def test_warm_up_takes_at_most_half_of_the_run():
+    rate = schedule(num_steps=60, warmup_steps=200)
+    np.testing.assert_allclose([rate(0), rate(15), rate(30)], [0, 0.0015, 0.003], atol=1e-9)
+    np.testing.assert_allclose(schedule(num_steps=1, warmup_steps=200)(0), 0.003, rtol=1e-6)
+    with pytest.raises(InputError, match="warmup_steps=-1"):
+        schedule(warmup_steps=-1)

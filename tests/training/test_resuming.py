@@ -160,19 +160,19 @@ def result(workdir):
 def test_lengthened_run_equals_a_long_one_and_is_exported_anew_and_again(tmp_path, capsys):
     # During the warm-up, and in the step after it, both lengths have the same learning rates. The
     # rate is so high that the last step is not the best.
-    same = ("build_optimizer.warmup_steps = 3", "build_optimizer.learning_rate = 0.5")
+    same = ("build_optimizer.warmup_steps = 1", "build_optimizer.learning_rate = 3.0")
     last = (*same, "train.export = 'last'")
     longer, longer_last = (*same, "train.num_steps = 8"), (*last, "train.num_steps = 8")
     one, other = tmp_path / "lengthened", tmp_path / "long"
-    run(one, *last)
-    assert result(one)["export"] == "export/4"
+    run(one, *last, "train.num_steps = 2")
+    assert result(one)["export"] == "export/2"
     run(one, *longer_last, dry_run=True)
-    assert result(one)["export"] == "export/4"
+    assert result(one)["export"] == "export/2"
     capsys.readouterr()
     run(one, *longer_last)
     out = capsys.readouterr().out
-    assert "from step 4 on, the learning rate follows the schedule of 8 steps, 0.452" in out
-    assert "(that of 4 steps: 0)" in out and "resuming from step 4" in out
+    assert "from step 2 on, the learning rate follows the schedule of 8 steps, 2.85" in out
+    assert "(that of 2 steps: 0)" in out and "resuming from step 2" in out
     run(other, *longer_last)
     assert metrics(one) == metrics(other)
     assert result(one) == result(other)
