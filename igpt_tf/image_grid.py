@@ -1,5 +1,7 @@
 """Grids of small images with captions, as PNG files and animations."""
 
+import functools
+import os
 import textwrap
 from collections.abc import Sequence
 
@@ -64,7 +66,8 @@ def _text_row(
     texts: Sequence[str], centres: Sequence[float], width: int, max_width: int
 ) -> np.ndarray:
     """uint8[h,width,3] with each text centred on a column, in the largest font that fits."""
-    fonts = [ImageFont.load_default(size) for size in _FONT_SIZES]
+    texts = [in_font(text) for text in texts]
+    fonts = [ImageFont.truetype(_font_file(), size) for size in _FONT_SIZES]
     fitting = (font for font in fonts if all(font.getlength(t) <= max_width for t in texts))
     font = next(fitting, fonts[-1])
     row = Image.new("RGB", (width, round(1.6 * font.size)), (_BACKGROUND,) * 3)
@@ -78,9 +81,29 @@ def _title_rows(title: str, width: int) -> list[np.ndarray]:
     """The title in lines that are as wide as the grid, uint8[h,width,3] each."""
     if not title:
         return []
-    per_character = ImageFont.load_default(_FONT_SIZES[0]).getlength("n")
-    lines = textwrap.wrap(title, max(1, int(width / per_character)))
+    per_character = ImageFont.truetype(_font_file(), _FONT_SIZES[0]).getlength("n")
+    lines = textwrap.wrap(in_font(title), max(1, int(width / per_character)))
     return [_text_row([line], [width / 2], width, width) for line in lines]
+
+
+def in_font(text: str) -> str:
+    r"""`text` with escapes such as "\u72ac" for characters that the font of pictures lacks."""
+    glyphs = _glyphs()
+    return "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in text)
+
+
+def _font_file() -> str:
+    """DejaVu Sans, which comes with matplotlib and is its default; Pillow's has ASCII only."""
+    import matplotlib
+
+    return os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+
+
+@functools.cache
+def _glyphs() -> dict[int, int]:
+    from matplotlib.ft2font import FT2Font
+
+    return FT2Font(_font_file()).get_charmap()
 
 
 def enlarge(images: np.ndarray, scale: int | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from igpt_tf import files
 from igpt_tf.evaluation.splits import SPLIT_TITLES
+from igpt_tf.image_grid import in_font
 from igpt_tf.savedmodel import shipped
 
 _MODEL_COLOUR = "#1f5fa8"
@@ -103,7 +104,7 @@ def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: 
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
         figure.colorbar(image, ax=axes, label="share of the images of a label (%)", fraction=0.046)
         if len(counts) <= _MAX_NAMED_CLASSES:
-            names = [in_font(name) for name in class_names]
+            names = [_plain(name) for name in class_names]
             axes.set_xticks(range(len(counts)), names, rotation=45, ha="right")
             axes.set_yticks(range(len(counts)), names)
             for (row, column), share in np.ndenumerate(shares):
@@ -114,7 +115,7 @@ def confusion(path: str, counts: np.ndarray, class_names: Sequence[str], title: 
                     )
         axes.set_xlabel("predicted")
         axes.set_ylabel("label")
-        axes.set_title(in_font(title), fontsize=10)
+        axes.set_title(_plain(title), fontsize=10)
 
 
 def surprise_map(path: str, surprise: np.ndarray, title: str) -> None:
@@ -124,25 +125,18 @@ def surprise_map(path: str, surprise: np.ndarray, title: str) -> None:
         figure.colorbar(image, ax=axes, label="surprise (nats)", fraction=0.046)
         axes.set_xlabel("column")
         axes.set_ylabel("row")
-        axes.set_title(in_font(title), fontsize=9, wrap=True)
+        axes.set_title(_plain(title), fontsize=9, wrap=True)
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
 
 
 def _set_title(axes, report: dict, what: str) -> None:
-    axes.set_title(f"{in_font(run_name(report))}\n{in_font(what)}", fontsize=10)
+    axes.set_title(f"{_plain(run_name(report))}\n{_plain(what)}", fontsize=10)
 
 
-def in_font(text: str) -> str:
-    r"""Text for figures: escapes such as "\u72ac" replace characters that the font lacks.
-
-    Dollar signs, which would start formulas, are escaped too.
-    """
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    glyphs = get_font(findfont(FontProperties())).get_charmap()
-    shown = [c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in text]
-    return "".join(shown).replace("$", r"\$")
+def _plain(text: str) -> str:
+    """Text without formulas, which dollar signs would start, in characters that the font has."""
+    return in_font(text).replace("$", r"\$")
 
 
 @contextlib.contextmanager
@@ -162,4 +156,5 @@ def open_figure(path: str, size: tuple[float, float] = (6.4, 4.2)) -> Iterator[t
     if axes.images:
         axes.grid(False)
     with files.atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH)
+        # "tight": constrained layout cuts the axes' titles off beside long names of classes.
+        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")

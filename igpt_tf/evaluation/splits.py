@@ -113,6 +113,8 @@ def labelled_splits(
 ) -> Splits:
     """The splits of a labelled data set, with fewer training images if wanted.
 
+    Prints a warning about held-out and test images whose classes have no training images.
+
     Args:
         source: The data set.
         num_train: Number of random training images; None for all of them.
@@ -149,7 +151,20 @@ def labelled_splits(
             "a classifier needs at least two classes among the training images. "
             f"Received: labels={np.unique(train.labels).tolist()}, num_train={len(train)}"
         )
+    _warn_about_absent_classes(splits)
     return splits
+
+
+def _warn_about_absent_classes(splits: Splits) -> None:
+    for name, examples in splits:
+        absent = ~np.isin(examples.labels, splits.train.labels)
+        if absent.any():
+            print(
+                f"warning: {absent.sum():,} of the {len(absent):,} {SPLIT_TITLES[name]} images "
+                "have classes without training images and count as errors, such as class "
+                f"{examples.labels[absent.argmax()]}",
+                file=sys.stderr,
+            )
 
 
 def check_labels_per_class(

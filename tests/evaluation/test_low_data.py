@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from igpt_tf.data import ArrayExamples, digits, mixture, tfrecords
+from igpt_tf.data import ArrayExamples, Source, digits, mixture, tfrecords
 from igpt_tf.data.tfrecords import write_shards
 from igpt_tf.errors import InputError
 from igpt_tf.evaluation.linear_probe import LBFGS
@@ -159,3 +159,15 @@ def test_subset_has_k_images_of_each_class():
     assert len(np.unique(subset)) == len(subset)
     np.testing.assert_array_equal(subset, draw_subset(labels, 7, (3, 1)))
     assert subset.tolist() != draw_subset(labels, 7, (3, 2)).tolist()
+
+
+def test_images_of_classes_without_training_images_are_warned_about(capsys):
+    images = np.zeros((6, 4, 4, 3), "uint8")
+    train, valid, test = (
+        ArrayExamples(images, np.array(labels))
+        for labels in ([0, 1] * 3, [1] * 6, [0, 1, 3, 4, 4, 4])
+    )
+    labelled_splits(Source(train, valid, test, tuple("abcde")))
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "4 of the 6 test images" in printed
+    assert "such as class 3" in printed
