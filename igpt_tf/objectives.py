@@ -76,6 +76,8 @@ def objective_from_config(config: dict) -> Objective:
     Raises:
         InputError: No objective has that name, or the arguments are wrong.
     """
+    if not isinstance(config, dict):
+        raise InputError(f"an objective is described by its get_config(). Received: {config!r}")
     arguments = {key: value for key, value in config.items() if key != "name"}
     if config.get("name") not in _OBJECTIVES:
         raise InputError(

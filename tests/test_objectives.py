@@ -110,6 +110,8 @@ def test_objective_is_rebuilt_from_its_config():
     assert isinstance(objective_from_config({"name": "autoregressive"}), Autoregressive)
     with pytest.raises(InputError, match="unknown objective.*autoregressive.*masked"):
         objective_from_config({"name": "diffusion"})
+    with pytest.raises(InputError, match="get_config.*'masked'"):
+        objective_from_config("masked")
     for wrong in ({"name": "autoregressive", "p": 1}, {"name": "masked", "probability": "half"}):
         with pytest.raises(InputError, match="arguments are wrong"):
             objective_from_config(wrong)

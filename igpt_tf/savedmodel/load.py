@@ -4,6 +4,7 @@ import functools
 import os
 
 import gin
+import numpy as np
 
 from igpt_tf import files
 from igpt_tf.errors import InputError, one_line
@@ -216,11 +217,22 @@ def _call(name: str, function, **inputs) -> dict:
             f"signature {name} takes {', '.join(sorted(specs))}. "
             f"Received: {', '.join(sorted(inputs))}"
         )
+    for key, tensor in specs.items():
+        _check_type(name, key, inputs[key], tensor.dtype)
     try:
         tensors = {key: tf.convert_to_tensor(inputs[key], specs[key].dtype) for key in specs}
         return {key: value.numpy() for key, value in function(**tensors).items()}
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise InputError(f"signature {name} refused its inputs: {_message(error)}") from None
+
+
+def _check_type(name: str, key: str, value, dtype) -> None:
+    """Raises InputError if a value would be cut to the type: TensorFlow truncates arrays."""
+    found = np.asarray(value).dtype
+    if found.kind in "biufc" and not np.can_cast(found, dtype.as_numpy_dtype, "same_kind"):
+        raise InputError(
+            f"signature {name} takes {key} as {dtype.name}. Received: {key} of the type {found}"
+        )
 
 
 def _message(error: Exception) -> str:

@@ -132,6 +132,19 @@ def test_an_unknown_signature_is_refused_with_the_names_of_the_others(written):
     _refused("draw", "score.*signature=draw", load.SavedModel(written).signature)
 
 
+@pytest.mark.parametrize(
+    ("name", "inputs", "named"),
+    [
+        ("score", {"images": np.full((1, 4, 4, 3), 0.5)}, "images as uint8.*float64"),
+        ("decode", {"tokens": np.zeros((1, 16))}, "tokens as int32.*float64"),
+        ("sample", {"num_images": 1.5, "seed": 0}, "num_images as int32.*float64"),
+    ],
+)
+def test_inputs_that_tensorflow_would_truncate_are_refused(written, name, inputs, named):
+    with pytest.raises(InputError, match=named):
+        load.SavedModel(written).signature(name)(**inputs)
+
+
 def test_weights_cut_short_are_refused(copy):
     os.truncate(copy / WEIGHTS, 200)
     _refused(copy, "is damaged", load_model)
