@@ -314,10 +314,16 @@ class _Programs:
                 program.terminate()
             _, messages = program.communicate()
             self._running.discard(program)
-        if program.returncode:
+        code = program.returncode
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise InputError(
+                f"the cell {name} was ended by a signal and has saved its state; start the same "
+                f"command again to continue. Received: exit code {code}"
+            )
+        if code:
             lines = [line for line in messages.splitlines() if line.startswith("error: ")]
             reason = lines[-1].removeprefix("error: ") if lines else messages.strip()[-300:]
-            raise InputError(f"the cell {name} ended with exit code {program.returncode}: {reason}")
+            raise InputError(f"the cell {name} ended with exit code {code}: {reason}")
 
 
 def _pretrain(

@@ -151,7 +151,16 @@ def test_images_of_another_size_than_the_grids_are_refused(tmp_path):
         study._read_cell(cell, str(tmp_path))
 
 
-def test_sigterm_ends_the_cells_too_and_the_same_command_continues(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "send"),
+    [
+        (signal.SIGTERM, 143, os.kill),  # to the study alone
+        (signal.SIGINT, 130, os.killpg),  # as a terminal sends it, to the cell too
+    ],
+)
+def test_a_signal_ends_the_cells_too_after_they_have_saved_their_state(
+    tmp_path, number, code, send
+):
     text = """
 study.gin_files = ['gin/base.gin', 'gin/datasets/digits.gin', 'gin/optimization/short.gin']
 study.bindings = ['intervals.checkpoint_every=5', 'build_optimizer.warmup_steps=2']
@@ -165,13 +174,24 @@ study.learning_rate_times_width = 0.05
 """
     (tmp_path / "long.gin").write_text(text)
     command = [sys.executable, "-m", "tools.study", f"--gin_file={tmp_path / 'long.gin'}"]
-    process = subprocess.Popen([*command, f"--workdir={tmp_path}"], stdout=subprocess.DEVNULL)
+    command += [f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     checkpoints = tmp_path / "cells" / "autoregressive_a_20000_seed0" / "checkpoints"
     while not (found := list(checkpoints.glob("ckpt-*.index"))):
         assert process.poll() is None
         time.sleep(0.2)
     [cell] = psutil.Process(process.pid).children()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    send(process.pid, number)
+    assert process.wait(timeout=60) == code
     assert not cell.is_running()
     assert sorted(checkpoints.glob("ckpt-*.index")) != found  # the state of its last step
+
+
+def test_a_cell_that_a_signal_has_ended_is_named_with_the_fix(tmp_path, monkeypatch):
+    (tmp_path / "stopped_cell.py").write_text("raise SystemExit(143)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        study._Programs() as programs,
+        pytest.raises(InputError, match="cell a_5 was ended by a signal.*start the same command"),
+    ):
+        programs.call("a_5", "stopped_cell")
