@@ -11,12 +11,12 @@ import sys
 
 from absl import flags
 
+import igpt_tf.config  # noqa: F401 - defines --gin_file and --gin_param
 from igpt_tf import cli, files
 from igpt_tf.formatting import table
 
 flags.DEFINE_string("workdir", "runs/digits", "Folder of the run; the same folder again resumes.")
-flags.DEFINE_string("gin_file", "gin/runs/digits_tiny_ar.gin", "The run.")
-flags.DEFINE_multi_string("gin_param", [], "Bindings of the run; may be repeated.")
+flags.FLAGS.set_default("gin_file", ["gin/runs/digits_tiny_ar.gin"])
 
 _BASELINES = {
     "uniform": "all colours are equally likely",
@@ -29,8 +29,9 @@ def main() -> None:
     """Pretrains, probes and samples in a program each, then prints a summary."""
     flag = flags.FLAGS
     workdir, export = flag.workdir, os.path.join(flag.workdir, "export")
-    bindings = [f"--gin_param={binding}" for binding in flag.gin_param]
-    run("pretrain", f"--gin_file={flag.gin_file}", f"--workdir={workdir}", *bindings)
+    configuration = [f"--gin_file={path}" for path in flag.gin_file]
+    configuration += [f"--gin_param={binding}" for binding in flag.gin_param]
+    run("pretrain", *configuration, f"--workdir={workdir}")
     print(_losses(workdir))
     for command, name in (("probe", "linear_probe"), ("sample", "sample")):
         folder = os.path.join(workdir, name)
