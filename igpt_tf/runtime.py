@@ -44,14 +44,17 @@ def import_tensorflow() -> None:
         # TensorFlow's default is "1" with AVX-512 VNNI, AVX-VNNI or AMX only. Without it, a step of
         # iGPT-S takes 1.39 times the processor time on AVX2.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    gc.disable()  # a seventh of the import would be searches for garbage, of which it makes none
+    is_first = "tensorflow" not in sys.modules
     with suppress_stderr():
+        # Else a fifth of the import is searches for garbage, of which it makes none.
+        gc.disable()
         import keras  # noqa: F401
         import tensorflow as tf
 
+        if is_first:
+            gc.freeze()
+        gc.enable()
         gpus = tf.config.list_physical_devices("GPU")
-    gc.freeze()
-    gc.enable()
     if not gpus and has_unused_gpu():
         print(
             "warning: this machine has an NVIDIA GPU, but TensorFlow finds no CUDA libraries for "
