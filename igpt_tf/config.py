@@ -163,7 +163,7 @@ def refuse_unread_bindings() -> None:
     """
     read = parse_bindings(gin.operative_config_str()).keys()
     unread = parse_bindings(gin.config_str()).keys() - read
-    unread = sorted(name for name in unread if _key(name) not in _replaced)
+    unread = sorted(name for name in unread if _binding_key(name) not in _replaced)
     if unread:
         raise InputError(
             f"no part of this program reads {', '.join(unread)}; remove the binding or correct its "
@@ -328,14 +328,14 @@ def _bind(statement: config_parser.BindingStatement, received: str) -> None:
         what = _first_part(error)
         hint = _closest_configurable(what) or _closest_parameter(selector, parameter)
         raise InputError(f"{what}{hint}. Received: {received}") from None
-    key = _key(key)
+    key = _binding_key(key)
     if key in _bound:
         _replace(_bound[key])
     _bound[key] = value
     _replaced.discard(key)
 
 
-def _key(name) -> tuple[str, str, str] | None:
+def _binding_key(name) -> tuple[str, str, str] | None:
     """(scope, function, parameter) of a binding's name or parts; None for the name of a macro."""
     try:
         return gin.config.ParsedBindingKey.parse(name).scope_selector_arg
@@ -463,7 +463,7 @@ def _refuse_cycles(names: Sequence[str]) -> None:
 def _key_of(name: str) -> tuple[str, str]:
     """(scope, full name of the configurable), as in the `config_key` of a reference."""
     configurable, _, _ = name.rpartition(".")
-    reference = f"{configurable}" if configurable else f"{name}/gin.macro"
+    reference = configurable or f"{name}/gin.macro"
     return gin.config.ConfigurableReference(reference, False).config_key
 
 

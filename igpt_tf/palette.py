@@ -270,7 +270,8 @@ def check_palette(palette: Palette, model) -> None:
     """Raises: InputError: The palette's size is not the vocabulary size of an `ImageGPT`."""
     if len(palette) != model.vocabulary_size:
         raise InputError(
-            "the palette's size must be the model's vocabulary size. Received: "
+            "the palette's size must be the model's vocabulary size; choose another palette or set "
+            f"build_model.vocabulary_size to {len(palette)} for a new model. Received: "
             f"colours={len(palette)}, vocabulary_size={model.vocabulary_size}"
         )
 

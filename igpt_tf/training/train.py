@@ -18,7 +18,7 @@ from igpt_tf.errors import InputError, check_choice
 from igpt_tf.formatting import table
 from igpt_tf.model import ImageGPT, abstract_model
 from igpt_tf.objectives import Objective
-from igpt_tf.palette import Palette
+from igpt_tf.palette import Palette, check_palette
 from igpt_tf.savedmodel.write import write_pretrained
 from igpt_tf.training import strategies
 from igpt_tf.training.baselines import token_baselines
@@ -133,7 +133,7 @@ def train(
     abstract = abstract_model(new_model)
     if initial is not None:
         initial.check(palette, objective, abstract)
-    _check_vocabulary(palette, abstract)
+    check_palette(palette, abstract)
     with strategies.lost_worker_error(strategy), strategy.scope():
         steps_per_epoch = -(-len(source.train) // batch_size)
         optimizer = build_optimizer(num_steps=num_steps, steps_per_epoch=steps_per_epoch)
@@ -379,12 +379,3 @@ def _summary(result: dict) -> str:
         for name, nats in result["baselines"].items()
     ]
     return table(["pretraining", result["loss_name"]], rows)
-
-
-def _check_vocabulary(palette: Palette, abstract: ImageGPT) -> None:
-    if len(palette) != abstract.vocabulary_size:
-        raise InputError(
-            "the palette's size must be the model's vocabulary size; set "
-            f"build_model.vocabulary_size to {len(palette)} or choose another palette. Received: "
-            f"vocabulary_size={abstract.vocabulary_size}, palette={len(palette)} colours"
-        )
